@@ -7,8 +7,8 @@
     N  volume tokens    E      width of a feature
 
 **Frame of a prepared volume.** Axis D runs from feet to head, H from front to back, W from the patient's right to the
-left. So `volume[k]` drawn with row 0 on top is an axial slice as radiologists read it (front on top, the patient's right
-on the left of the picture), and `volume[::-1, j]` is a coronal one.
+left. So `volume[k]` drawn with row 0 on top is an axial slice as radiologists read it (front on top, the patient's
+right on the left of the picture), and `volume[::-1, j]` is a coronal one.
 """
 
 from abc import ABC, abstractmethod
@@ -126,5 +126,5 @@ class Trainable(nn.Module, ABC):
     def forward(self, batch: Batch) -> Losses:
         """Named, weighted scalar losses, each a mean over the local batch (or over the gathered one)."""
 
-    def after_step(self) -> None:  # noqa: B027  (most objectives keep no moving average)
+    def after_step(self) -> None:
         """Called once after each optimiser step: moving averages and queues live here."""

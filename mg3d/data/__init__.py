@@ -21,7 +21,7 @@ class BadVolume(ValueError):
 
 @dataclass(frozen=True)
 class Image:
-    """A volume as its file holds it: HU (float32 or int16) in the file's own axis order, and where it lies in the patient.
+    """A volume as its file holds it: HU (float32 or int16) in the file's axis order, and where it lies in the patient.
 
     `affine` [4, 4] maps voxel indices (i, j, k, 1) of `hu` to millimetres in RAS (nibabel's convention).
     """

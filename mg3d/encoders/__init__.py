@@ -23,9 +23,7 @@ class Encoder(nn.Module, ABC):
     strides: tuple[int, ...]
 
     @abstractmethod
-    def forward(
-        self, volume: Float[Tensor, "B 1 D H W"], mask: Bool[Tensor, "B d h w"] | None = None
-    ) -> Pyramid:
+    def forward(self, volume: Float[Tensor, "B 1 D H W"], mask: Bool[Tensor, "B d h w"] | None = None) -> Pyramid:
         """Encode a volume; where `mask` is True the voxels of that cell are hidden (zeroed) first."""
 
 

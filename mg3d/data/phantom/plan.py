@@ -1,7 +1,6 @@
 """What a phantom patient is, before a voxel is drawn or a sentence is written.
 
-`draw` (in this file) makes a `Plan` from a seed; `render` (anatomy, findings) makes voxels of it; `report` makes sentences
-of it. All three see the same findings, so that the report says exactly what the volume shows.
+`draw` makes a `Plan` from a seed; `render` (anatomy, findings) makes voxels of it; `report` makes sentences of it. All three see the same findings, so that the report says exactly what the volume shows.
 """
 
 from dataclasses import dataclass
@@ -25,6 +24,75 @@ LABELS = (  # the 18 CT-RATE abnormalities, in the order of its label files
     "Consolidation",
     "Bronchiectasis",
     "Interlobular septal thickening",
+)
+
+LOBES = ("upper lobe", "middle lobe", "lower lobe")  # the middle lobe exists on the right only
+
+PLACES = {  # where a finding can be, in the words of a report
+    "Medical material": ("chest wall", "superior vena cava", "sternum"),  # pacemaker, port catheter, wires
+    "Arterial wall calcification": ("ascending aorta", "aortic arch", "descending aorta"),
+    "Cardiomegaly": ("heart",),
+    "Pericardial effusion": ("pericardium",),
+    "Coronary artery wall calcification": ("left anterior descending", "right coronary artery"),
+    "Hiatal hernia": ("hiatus",),
+    "Lymphadenopathy": ("paratracheal", "subcarinal", "hilar", "axillary"),
+    "Emphysema": ("upper lobe", "lower lobe"),
+    "Atelectasis": ("lower lobe", "middle lobe"),
+    "Lung nodule": LOBES,
+    "Lung opacity": LOBES,
+    "Pulmonary fibrotic sequela": ("apex", "base"),
+    "Pleural effusion": ("pleura",),
+    "Mosaic attenuation pattern": ("lung",),
+    "Peribronchial thickening": ("perihilar", "lower lobe"),
+    "Consolidation": LOBES,
+    "Bronchiectasis": LOBES,
+    "Interlobular septal thickening": ("base", "apex"),
+}
+
+FORMS = {  # sub-types; a label that is missing here has one form, ""
+    "Medical material": ("pacemaker", "port catheter", "sternal wires"),
+    "Emphysema": ("centrilobular", "paraseptal"),
+    "Atelectasis": ("linear", "subsegmental"),
+    "Lung nodule": ("solid", "subsolid", "ground glass", "calcified"),
+    "Lung opacity": ("focal", "patchy"),
+    "Hiatal hernia": ("sliding",),
+    "Bronchiectasis": ("cylindrical",),
+}
+
+MIDLINE = (  # findings without a side; every other Finding has side left or right
+    "Arterial wall calcification",
+    "Cardiomegaly",
+    "Pericardial effusion",
+    "Coronary artery wall calcification",
+    "Hiatal hernia",
+)  # Medical material: pacemaker and port have a side, sternal wires have none. Lymphadenopathy: subcarinal has none.
+
+SIZES_MM = {  # range of Finding.size_mm: what it measures
+    "Pericardial effusion": (5.0, 20.0),  # depth
+    "Hiatal hernia": (25.0, 70.0),  # long axis of the sac
+    "Lymphadenopathy": (10.0, 25.0),  # short axis
+    "Lung nodule": (4.0, 30.0),  # long axis
+    "Pleural effusion": (8.0, 60.0),  # depth
+}  # every other label: 0
+
+ORGANS = (  # names of the organ label map, value = place in this tuple
+    "background",
+    "right lung",
+    "left lung",
+    "heart",
+    "aorta",
+    "airways",
+    "oesophagus",
+    "spine",
+    "ribs",
+    "liver",
+    "spleen",
+    "stomach",
+    "mediastinum",
+    "chest wall",
+    "diaphragm",
+    "pleura",
+    "pulmonary artery",
 )
 
 
