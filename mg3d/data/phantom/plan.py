@@ -1,6 +1,7 @@
 """What a phantom patient is, before a voxel is drawn or a sentence is written.
 
-`draw` makes a `Plan` from a seed; `render` (anatomy, findings) makes voxels of it; `report` makes sentences of it. All three see the same findings, so that the report says exactly what the volume shows.
+`draw` makes a `Plan` from a seed; `render` makes voxels of it; `report` makes sentences of it. All three see the same
+findings, so that the report says exactly what the volume shows.
 """
 
 from dataclasses import dataclass
