@@ -1,1 +1,41 @@
-"""MG-3D workbench: vision-language pre-training on chest CT volumes and their radiology reports."""
+"""MG-3D workbench: vision-language pre-training on chest CT volumes and their radiology reports.
+
+All that a notebook needs, loaded when first used:
+
+    Recipe, SCALES      what a run is made of
+    cohort(recipe)      the volumes and reports of a recipe: listed, prepared, audited
+    pretrain(recipe)    -> Run; done runs are skipped, half-done ones continue
+    load(run)           -> the trained objective
+    find(**fields)      -> the runs that are there
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mg3d.recipe import SCALES, Recipe
+    from mg3d.runs import Run, find
+    from mg3d.train import cohort, load, pretrain
+
+_HOMES = {
+    "Recipe": "recipe",
+    "SCALES": "recipe",
+    "Run": "runs",
+    "find": "runs",
+    "cohort": "train",
+    "pretrain": "train",
+    "load": "train",
+}
+__all__ = ["SCALES", "Recipe", "Run", "cohort", "find", "load", "pretrain"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from the module that holds it, when it is first asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mg3d' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"mg3d.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

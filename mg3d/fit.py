@@ -1,0 +1,202 @@
+"""The one training loop: AdamW, two learning rates, warm-up and linear decay, clipping, checkpoints, validation.
+
+It fits any `Trainable` and knows no method, no task and no corpus. A step is a pure function of the weights, the
+optimiser's state and the step's number (batches and random views are functions of seed and step), so a run that was
+killed at any moment continues bit for bit: see `Run.restore`.
+"""
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm.auto import tqdm
+
+from mg3d import distributed
+from mg3d.metrics import effective_rank
+from mg3d.recipe import Recipe
+from mg3d.runs import Run
+from mg3d.types import Batch, Losses, Trainable
+
+EXPLODED = 1e4  # no named loss of a healthy run comes near: the largest start at ln(vocabulary), about 10
+VALIDATIONS = 10  # in a run, the one after the last step included
+
+
+class Diverged(RuntimeError):
+    """A loss or a gradient that is not finite, or has exploded; the message says step, loss and cases."""
+
+
+class Batches(Protocol):
+    """What `fit` needs of a loader."""
+
+    def steps(self, start: int, stop: int) -> Iterator[Batch]:
+        """Batches number start .. stop - 1."""
+        ...
+
+    def all(self) -> Iterator[Batch]:
+        """Every case once, in order."""
+        ...
+
+
+def schedule(step: int, *, steps: int, warmup: float) -> float:
+    """Factor of the learning rate at a step (0-based): linear up over the first `warmup` share, then linearly to 0."""
+    up = max(1, round(steps * warmup))
+    return (step + 1) / up if step < up else (steps - step) / max(1, steps - up)
+
+
+def parameter_groups(model: Trainable, recipe: Recipe) -> list[dict[str, Any]]:
+    """The encoder at `lr`, the rest at `lr_fusion`; no weight decay on biases, norms and other vectors."""
+    encoder = {id(p) for p in model.encoder.parameters()}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            groups.setdefault((id(parameter) in encoder, parameter.dim() > 1), []).append(parameter)
+    filled = recipe.filled
+    return [
+        {
+            "params": parameters,
+            "peak": filled.lr if in_encoder else filled.lr_fusion,
+            "weight_decay": recipe.weight_decay if decays else 0.0,
+        }
+        for (in_encoder, decays), parameters in sorted(groups.items(), key=lambda g: g[0])
+    ]
+
+
+def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
+    """bf16 where asked for, and by default on a GPU (measured: no scaler is needed, losses are computed in fp32)."""
+    on = recipe.precision == "bf16" or (recipe.precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=on)
+
+
+def fit(
+    model: Trainable, run: Run, *, recipe: Recipe, train: Batches, valid: Batches | None = None
+) -> dict[str, float]:
+    """Train `model` for `recipe.filled.steps` steps, continuing the run's last checkpoint, and return the last metrics.
+
+    Writes one line a step to the run's metrics, a checkpoint every `recipe.filled.checkpoint` steps, and validates
+    (losses, and the effective rank of the pooled features) ten times. Raises Diverged.
+    """
+    device = distributed.device()
+    model.to(device).train()
+    model.gather = distributed.gather
+    groups = parameter_groups(model, recipe)
+    optimiser = torch.optim.AdamW(groups, lr=0.0, fused=device.type == "cuda")
+    start = _restore(model, optimiser, run)
+    steps, every = recipe.filled.steps, max(1, recipe.filled.steps // VALIDATIONS)
+    wrapped = DistributedDataParallel(model) if distributed.world() > 1 else model
+    leader = distributed.rank() == 0
+    batches = train.steps(start * recipe.accumulate, steps * recipe.accumulate)
+    line: dict[str, float] = {}
+    bar = tqdm(
+        range(start, steps), initial=start, total=steps, disable=not leader, desc=run.path.name[:24], mininterval=1
+    )
+    for step in bar:
+        begun = time.perf_counter()
+        factor = schedule(step, steps=steps, warmup=recipe.warmup)
+        for group in optimiser.param_groups:
+            group["lr"] = group["peak"] * factor
+        # dropout, where a method has it, draws from the step's own seed: nothing to save, nothing to restore
+        torch.manual_seed((recipe.seed * 1_000_003 + step) * 1_009 + distributed.rank())
+        parts = list(itertools.islice(batches, recipe.accumulate))
+        losses = _backward(wrapped, model, parts, recipe=recipe, device=device, step=step)
+        losses["norm"] = _advance(model, optimiser, recipe.clip, step, parts)
+        line = {
+            "step": step + 1,
+            **losses,
+            "lr": optimiser.param_groups[-1]["lr"],
+            "seconds": time.perf_counter() - begun,
+        }
+        if valid is not None and leader and ((step + 1) % every == 0 or step + 1 == steps):
+            line |= validate(model, valid, recipe=recipe)
+        if leader:
+            bar.set_postfix({k: f"{v:.3g}" for k, v in losses.items()}, refresh=False)
+            run.log(line)
+            if (step + 1) % recipe.filled.checkpoint == 0 or step + 1 == steps:
+                run.save(step + 1, {"model": model.state_dict(), "optimiser": optimiser.state_dict()})
+    return line
+
+
+def _restore(model: Trainable, optimiser: torch.optim.Optimizer, run: Run) -> int:
+    """Load the run's last checkpoint, if there is one, and return its step. Rank 0 cuts the metrics back to it."""
+    found = run.restore()
+    if found is None:
+        step = 0
+    else:
+        step, state = found
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+    with distributed.first() as first:
+        if first:
+            run.rewind(step)
+    return step
+
+
+def _backward(
+    wrapped: nn.Module, model: Trainable, parts: list[Batch], *, recipe: Recipe, device: torch.device, step: int
+) -> dict[str, float]:
+    """Add up the gradients of the parts of one step; returns the named losses, means over parts and processes."""
+    total: dict[str, Tensor] = {}
+    for number, batch in enumerate(parts):
+        last = number == len(parts) - 1
+        quiet: Callable[[], Any] = nullcontext if last or wrapped is model else wrapped.no_sync  # type: ignore[assignment]
+        with quiet():
+            with autocast(recipe, device):
+                losses: Losses = wrapped(batch.to(device))
+            loss = torch.stack(list(losses.values())).sum() / len(parts)
+            loss.backward()
+        for name, value in losses.items():
+            total[name] = total.get(name, torch.zeros((), device=device)) + value.detach() / len(parts)
+    values = dict(zip(total, torch.stack(list(total.values())).tolist(), strict=True))
+    ids = tuple(i for batch in parts for i in batch.ids)
+    for name, value in values.items():
+        if not math.isfinite(value) or value > EXPLODED:
+            raise Diverged(
+                f"step {step + 1}: loss {name} is {value:g} on the cases {', '.join(ids)}; lower lr, or look at them"
+            )
+    return distributed.mean({**values, "loss": sum(values.values())})
+
+
+def _advance(model: Trainable, optimiser: torch.optim.Optimizer, clip: float, step: int, parts: list[Batch]) -> float:
+    """Clip, step, clear; returns the norm of the gradient before clipping."""
+    norm = float(nn.utils.clip_grad_norm_(model.parameters(), clip))
+    if not math.isfinite(norm):
+        ids = tuple(i for batch in parts for i in batch.ids)
+        raise Diverged(f"step {step + 1}: the gradient's norm is {norm} on the cases {', '.join(ids)}")
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    model.after_step()
+    return norm
+
+
+@torch.no_grad()
+def validate(model: Trainable, valid: Batches, *, recipe: Recipe) -> dict[str, float]:
+    """Mean of each loss over the validation cases, as "valid_<name>", and the effective rank of the pooled features.
+
+    Contrastive losses see one validation batch at a time. A smaller last batch is left out unless it is the only one,
+    since a contrastive loss depends on the size of its batch.
+    """
+    device = next(model.parameters()).device
+    training, gather = model.training, model.gather
+    model.eval()
+    model.gather = type(model).gather
+    sums: dict[str, float] = {}
+    pooled: list[Tensor] = []
+    count = 0
+    for batch in valid.all():
+        if count and len(batch.ids) < len(pooled[0]):
+            break
+        with autocast(recipe, device):
+            losses = model(batch.to(device))
+            pooled.append(model.encoder(batch.volume.to(device)).pooled.float().cpu())
+        for name, value in losses.items():
+            sums[name] = sums.get(name, 0.0) + value.item()
+        count += 1
+    model.train(training)
+    model.gather = gather
+    means = {f"valid_{name}": value / count for name, value in sums.items()}
+    return {**means, "rank": float(effective_rank(torch.cat(pooled)))}

@@ -1,0 +1,185 @@
+"""What a run is made of: `Recipe` (flat scalars), and `SCALES`, the table of how much data and how large a model.
+
+A recipe is the whole identity of a pre-training run: the same recipe has the same `id`, so it lands in the same folder,
+is skipped when done and continued when it was cut off.
+"""
+
+import ast
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One size of the experiment: which volumes, how many steps, how large an input, how much smaller a model."""
+
+    corpus: str  # a name of mg3d.data.corpora.CORPORA
+    volumes: int  # training volumes, 0 = all; nested: a smaller scale's volumes are among a larger one's
+    valid: int  # validation volumes, 0 = all
+    steps: int
+    batch: int  # over all processes
+    shape: tuple[int, int, int]  # D, H, W of a prepared volume
+    shrink: int = 1  # divides every width of the encoder
+    lr: float = 2e-5  # encoder
+    lr_fusion: float = 1e-4  # everything else that learns
+    test: int = 0  # held-out volumes that the phantom cohort makes; real corpora bring their own
+
+
+_PAPER = (128, 96, 128)
+SCALES = {
+    # name             corpus     volumes valid    steps batch  shape        shrink
+    "demo": Scale("phantom", 48, 16, 60, 8, (64, 48, 64), shrink=4, lr=5e-4, lr_fusion=1e-3, test=16),
+    "phantom": Scale("phantom", 1600, 200, 3_000, 16, (64, 48, 64), shrink=2, lr=3e-4, lr_fusion=6e-4, test=400),
+    "ctrg": Scale("ctrg", 1443, 0, 300_000, 16, _PAPER),  # Tables I-IV and VI
+    "1.4k": Scale("ctrate", 1443, 256, 100_000, 16, _PAPER),  # Table V: subsets of CT-RATE
+    "2.8k": Scale("ctrate", 2886, 256, 100_000, 16, _PAPER),
+    "10k": Scale("ctrate", 10_000, 256, 100_000, 16, _PAPER),
+    "47k": Scale("ctrate", 0, 256, 100_000, 16, _PAPER),  # all 47,149
+    "folder": Scale("folder", 0, 0, 1_000, 4, _PAPER),  # your own volumes and one CSV: data=<the CSV>
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One pre-training run as flat scalars, the defaults those of the paper (Sec. IV-B). 0 or "" means: the scale's.
+
+    Raises ValueError for a bad value, naming the field and what is allowed.
+    """
+
+    method: str = "mg3d"  # a row of objectives.METHODS
+    encoder: str = "swin_b"  # a row of encoders.ENCODERS
+    text: str = "minilm"  # a row of encoders.text.TEXT, a hub id, or a local folder
+    scale: str = "demo"  # a row of SCALES
+    variant: str = "paper"  # a variant of the method
+    data: str = ""  # folder of the corpus (scale=folder: its CSV); "" = MG3D_HOME/data/<corpus>
+    steps: int = 0  # optimiser steps
+    batch: int = 0  # volumes in a step, over all processes
+    accumulate: int = 1  # parts that a process cuts its share of the batch into (negatives come from a part)
+    lr: float = 0.0  # learning rate of the volume encoder
+    lr_fusion: float = 0.0  # of everything else that learns
+    weight_decay: float = 0.01
+    warmup: float = 0.1  # share of the steps that the learning rate rises, then it falls to 0; both linear
+    clip: float = 1.0  # largest norm of the gradient
+    precision: str = "auto"  # auto | fp32 | bf16; auto is bf16 on a GPU, fp32 on a CPU
+    max_words: int = 512  # longest report in tokens; whole sentences beyond it are dropped, and counted by the audit
+    seed: int = 0
+    # what follows changes how a run is carried out, not what comes out of it: no part of the id
+    gpus: int = 1  # processes; more than one starts torchrun
+    checkpoint: int = 0  # steps between checkpoints; 0 = a twentieth of the run, at most 500
+    resume: bool = True  # False: start again, the old run is put aside
+
+    def __post_init__(self) -> None:
+        _choose("scale", self.scale, SCALES)
+        _choose("precision", self.precision, ("auto", "fp32", "bf16"))
+        for name in ("steps", "batch", "lr", "lr_fusion", "weight_decay", "checkpoint", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
+        for name in ("accumulate", "gpus", "max_words"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if not 0 <= self.warmup < 1 or self.clip <= 0:
+            raise ValueError(f"warmup={self.warmup}, clip={self.clip}: warmup lies in [0, 1), clip above 0")
+        whole = self.filled
+        if whole.batch % (self.gpus * self.accumulate):
+            raise ValueError(
+                f"batch={whole.batch} does not divide into gpus={self.gpus} times accumulate={self.accumulate} parts"
+            )
+
+    @property
+    def size(self) -> Scale:
+        """The row of SCALES."""
+        return SCALES[self.scale]
+
+    @property
+    def filled(self) -> "Filled":
+        """Steps, batch and learning rates with the scale's where the recipe says 0."""
+        pick = {n: getattr(self, n) or getattr(self.size, n) for n in ("steps", "batch", "lr", "lr_fusion")}
+        steps = pick["steps"]
+        return Filled(**pick, checkpoint=self.checkpoint or max(1, min(steps // 20, 500)))
+
+    @property
+    def id(self) -> str:
+        """Readable name plus a hash of all that changes the outcome, the scale's row and its numbers included."""
+        content = {k: v for k, v in asdict(self).items() if k not in ("gpus", "checkpoint", "resume")}
+        whole = {k: v for k, v in asdict(self.filled).items() if k != "checkpoint"}
+        text = json.dumps([content | whole, asdict(self.size)], sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        return f"{self.method}-{self.variant}-{self.encoder}-{self.scale}-{digest}"
+
+    @classmethod
+    def from_notebook(cls, namespace: Mapping[str, Any]) -> Self:
+        """The recipe that a notebook's parameters cell, and the cell papermill injects, spell out.
+
+        Strict where papermill only warns: an unknown name or a bad value raises ValueError and lists the valid ones.
+        Values are brought to the field's type ("false" -> False, "1e-4" -> 0.0001), since papermill passes strings.
+        """
+        return cls.parse(_assigned(namespace))
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Self:
+        """A recipe from names and values of any type, e.g. of a command line; the same checks as `from_notebook`."""
+        types = {f.name: f.type for f in fields(cls)}
+        for name in values:
+            _choose("parameter", name, types)
+        return cls(**{k: _coerce(k, v, types[k]) for k, v in values.items()})
+
+
+@dataclass(frozen=True)
+class Filled:
+    """The numbers of a recipe that may come from its scale."""
+
+    steps: int
+    batch: int
+    lr: float
+    lr_fusion: float
+    checkpoint: int
+
+
+def _choose(what: str, value: str, valid: Mapping[str, Any] | Sequence[str]) -> None:
+    """Raise ValueError unless `value` is one of `valid`, with the nearest name and the whole list."""
+    if value not in valid:
+        near = difflib.get_close_matches(str(value), list(valid), n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ValueError(f"unknown {what} {value!r}{hint}; valid: {', '.join(valid)}")
+
+
+def _coerce(name: str, value: Any, kind: Any) -> Any:
+    """Bring a value to a field's type, or raise ValueError naming the field."""
+    if type(value) is kind:
+        return value
+    if kind is bool:
+        words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+        if (word := str(value).strip().lower()) in words:
+            return words[word]
+    elif kind is int:
+        with_point = float(value) if re.fullmatch(r"[+-]?[\d.]+(e[+-]?\d+)?", str(value).strip().lower()) else None
+        if with_point is not None and with_point == int(with_point):
+            return int(with_point)
+    elif kind is float and not isinstance(value, bool):
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            pass
+    elif kind is str and not isinstance(value, bool) and isinstance(value, (int, float)):
+        return str(value)
+    raise ValueError(f"{name}={value!r}: expected {kind.__name__}")
+
+
+def _assigned(namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """What the cells that begin with "# Parameters" assign; the names alone where there is no notebook history."""
+    history = namespace.get("In")
+    if not history:
+        known = {f.name for f in fields(Recipe)}
+        return {k: v for k, v in namespace.items() if k in known}
+    names: dict[str, None] = {}
+    for source in history:
+        if re.match(r"\s*# ?parameters", source, re.IGNORECASE):
+            for node in ast.parse(source).body:
+                targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+                names.update({t.id: None for t in targets if isinstance(t, ast.Name)})
+    return {name: namespace[name] for name in names if name in namespace}

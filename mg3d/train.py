@@ -1,0 +1,222 @@
+"""The verbs: `cohort`, `pretrain`, `load`. The only file where the names of a recipe become objects.
+
+From a shell, with the recipe's fields as words:
+
+    python -m mg3d.train scale=demo seed=1
+    torchrun --nproc-per-node 4 -m mg3d.train scale=47k data=/data/ct-rate
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from mg3d import distributed, paths
+from mg3d.recipe import Recipe
+from mg3d.runs import Run
+from mg3d.types import Case
+
+if TYPE_CHECKING:
+    from mg3d.data.audit import Audit
+    from mg3d.data.corpora import Listing
+    from mg3d.data.prepare import Prepared, Spec
+    from mg3d.encoders.text import FrozenText
+    from mg3d.objectives import Objective
+    from mg3d.text import Tokeniser
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The volumes and reports of a recipe, prepared."""
+
+    recipe: Recipe
+    listing: "Listing"
+    prepared: "Prepared"
+
+    def audit(self) -> "Audit":
+        """One page on the cohort: counts, spacings, HU, duplicates, leaks, lengths of the reports, quarantine."""
+        from mg3d.data.audit import audit
+
+        _, tokenise = words(self.recipe)
+        return audit(self.listing, self.prepared, tokenise=tokenise)
+
+
+def spec(recipe: Recipe) -> "Spec":
+    """How the volumes of a recipe are prepared."""
+    from mg3d.data.prepare import Spec
+
+    return Spec(shape=recipe.size.shape)
+
+
+def where(recipe: Recipe) -> Path:
+    """The folder (or the CSV) of the recipe's corpus."""
+    size = recipe.size
+    if recipe.data:
+        return Path(recipe.data).expanduser()
+    if size.corpus == "phantom":
+        return paths.data() / f"phantom-{size.volumes}-{size.valid}-{size.test}"
+    return paths.data() / size.corpus
+
+
+def choose(cases: Sequence[Case], *, volumes: int) -> list[Case]:
+    """The first `volumes` cases (0: all) in an order that hashes the patient, so that scales are nested.
+
+    A scale's volumes are thus among every larger scale's, and a patient's volumes stay together, whatever the order of
+    the corpus. The chosen cases keep the corpus's order.
+    """
+    key = {c.id: (hashlib.sha256(c.patient.encode()).hexdigest(), c.id) for c in cases}
+    kept = {c.id for c in sorted(cases, key=lambda c: key[c.id])[: volumes or None]}
+    return [c for c in cases if c.id in kept]
+
+
+def cohort(recipe: Recipe, *, progress: bool = True) -> Cohort:
+    """List and prepare what the recipe trains and validates on (and the phantom's test cases); make the phantom first.
+
+    Raises MissingCorpus when the data are not there (what, where looked for, where to get it), and Leak when a patient
+    is in two splits. Single bad volumes go to the quarantine table.
+    """
+    from mg3d.data import corpora
+    from mg3d.data.prepare import prepare
+
+    size, folder = recipe.size, where(recipe)
+    with distributed.first():
+        if size.corpus == "phantom" and not recipe.data:
+            from mg3d.data.phantom.cohort import make
+
+            make(folder, train=size.volumes, valid=size.valid, test=size.test)
+        listing = corpora.cases(size.corpus, folder)
+        corpora.check_patients(listing.cases)
+        counts = {"train": size.volumes, "valid": size.valid, "test": size.test or -1}
+        chosen = [
+            c
+            for split, n in counts.items()
+            if n >= 0
+            for c in choose([c for c in listing.cases if c.split == split], volumes=n)
+        ]
+        listing = replace(listing, cases=chosen)
+        where_to = paths.cache() / "volumes" / size.corpus
+        prepared = prepare(listing, spec=spec(recipe), folder=where_to, progress=progress)
+    return Cohort(recipe, listing, prepared)
+
+
+def words(recipe: Recipe) -> "tuple[FrozenText, Tokeniser]":
+    """The frozen text encoder of a recipe, and what turns reports into its ids."""
+    from mg3d.encoders.text import load_text
+    from mg3d.text import Tokeniser
+
+    text = load_text(recipe.text)
+    return text, Tokeniser(text.tokenizer, max_words=recipe.max_words)
+
+
+def objective(recipe: Recipe, text: "FrozenText") -> "Objective":
+    """The untrained objective of a recipe; its weights are drawn from the recipe's seed."""
+    from mg3d import encoders, objectives
+
+    torch.manual_seed(recipe.seed)
+    encoder = encoders.build(recipe.encoder, shrink=recipe.size.shrink, shape=recipe.size.shape)
+    return objectives.build(recipe.method, encoder=encoder, text=text, variant=recipe.variant, shape=recipe.size.shape)
+
+
+def check(recipe: Recipe) -> None:
+    """Raise ValueError, listing the valid names, when a name in the recipe is none: before any work is done."""
+    from mg3d.encoders import ENCODERS
+    from mg3d.objectives import METHODS
+
+    for field, value, valid in (
+        ("method", recipe.method, METHODS),
+        ("encoder", recipe.encoder, ENCODERS),
+    ):
+        if value not in valid:
+            raise ValueError(f"unknown {field} {value!r}; valid: {', '.join(valid)}")
+    variants = METHODS[recipe.method].variants
+    if recipe.variant not in variants:
+        raise ValueError(f"unknown variant {recipe.variant!r} of {recipe.method}; valid: {', '.join(variants)}")
+
+
+def pretrain(recipe: Recipe) -> Run:
+    """Pre-train by a recipe and return its run. Done runs are returned at once, half-done ones continue.
+
+    With `recipe.gpus` above 1 the work is done by as many processes under torchrun; inside torchrun, by this one among
+    them. Raises what `cohort` raises, and Diverged when a loss is not finite.
+    """
+    check(recipe)
+    if recipe.gpus > 1 and distributed.expected() == 1:
+        distributed.launch(recipe)
+        return Run.open(replace(recipe, resume=True))
+    with distributed.processes():
+        if distributed.world() > 1:
+            recipe = replace(recipe, gpus=distributed.world())
+        run = _run(recipe)
+        if not run.done:
+            with run.lock() if distributed.rank() == 0 else nullcontext():
+                _pretrain(recipe, run)
+    return run
+
+
+def _run(recipe: Recipe) -> Run:
+    """The run's folder, opened when the data are known to be there: a run that cannot start leaves no folder."""
+    found = Run(paths.runs() / recipe.id)
+    if not (found.done and recipe.resume):
+        from mg3d.data import corpora
+
+        if recipe.size.corpus != "phantom" or recipe.data:
+            corpora.require(recipe.size.corpus, where(recipe))
+    with distributed.first() as first:
+        if first:
+            Run.open(recipe)
+    return found
+
+
+def _pretrain(recipe: Recipe, run: Run) -> None:
+    from mg3d.data.loader import Loader
+    from mg3d.fit import fit
+
+    rank, world = distributed.rank(), distributed.world()
+    prepared = cohort(recipe).prepared
+    text, tokenise = words(recipe)
+    entries = {s: [e for e in prepared.entries if e.case.split == s] for s in ("train", "valid")}
+    if not entries["train"]:
+        raise ValueError(f"{where(recipe)}: no volume of the split 'train' is left to train on; see {prepared.folder}")
+    with distributed.first():
+        reports = [e.case.report for split in entries.values() for e in split]
+        text.fill(reports, tokenise=tokenise, folder=paths.cache() / "text")
+    share = recipe.filled.batch // (world * recipe.accumulate)
+    train = Loader(entries["train"], tokenise=tokenise, batch=share, seed=recipe.seed, rank=rank, world=world)
+    valid = Loader(entries["valid"], tokenise=tokenise, batch=share, seed=0) if entries["valid"] else None
+    model = objective(recipe, text)
+    last = fit(model, run, recipe=recipe, train=train, valid=valid)
+    if rank == 0:
+        weights = {"model": model.state_dict(), "encoder": model.encoder.state_dict()}
+        run.finish(weights, {"steps": recipe.filled.steps, "last": last, "volumes": len(entries["train"])})
+
+
+def load(run: Run) -> "Objective":
+    """The trained objective of a finished run, in eval mode, loaded strictly. DamagedRun when it has no weights."""
+    recipe = run.recipe
+    text, _ = words(recipe)
+    model = objective(recipe, text)
+    model.load_state_dict(run.weights("model"))
+    return model.eval()
+
+
+def main(arguments: Sequence[str]) -> None:
+    """`python -m mg3d.train field=value ...` or `@recipe.json`."""
+    if len(arguments) == 1 and arguments[0].startswith("@"):
+        values = json.loads(Path(arguments[0][1:]).read_text())
+    else:
+        if wrong := [a for a in arguments if "=" not in a]:
+            raise SystemExit(f"expected field=value, got {wrong[0]!r}; the fields are those of mg3d.Recipe")
+        values = dict(a.split("=", 1) for a in arguments)
+    run = pretrain(Recipe.parse(values))
+    if distributed.rank() == 0:
+        print(run.path)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
