@@ -4,6 +4,7 @@ A new encoder is one file and one row of `ENCODERS`; the tests are parametrised 
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -38,3 +39,53 @@ def hide(volume: Float[Tensor, "B 1 D H W"], mask: Bool[Tensor, "B d h w"] | Non
         return volume
     d, h, w = volume.shape[2:]
     return volume.masked_fill(voxels(mask, (d, h, w)), 0)
+
+
+def _swin_b(shrink: int, shape: tuple[int, int, int]) -> Encoder:
+    from mg3d.encoders.swin import Swin
+
+    return Swin(feature=narrow(48, shrink))
+
+
+def _swin_l(shrink: int, shape: tuple[int, int, int]) -> Encoder:
+    from mg3d.encoders.swin import Swin
+
+    return Swin(feature=narrow(96, shrink))
+
+
+def _unet(shrink: int, shape: tuple[int, int, int]) -> Encoder:
+    from mg3d.encoders.unet import UNet
+
+    return UNet(feature=narrow(48, shrink))
+
+
+def _vit_b(shrink: int, shape: tuple[int, int, int]) -> Encoder:
+    from mg3d.encoders.vit import ViT
+
+    return ViT(width=narrow(768, shrink), shape=shape)
+
+
+def narrow(width: int, shrink: int) -> int:
+    """`width / shrink`. Raises ValueError when it does not divide."""
+    if shrink < 1 or width % shrink:
+        raise ValueError(f"shrink={shrink} does not divide the width {width}")
+    return width // shrink
+
+
+ENCODERS: dict[str, Callable[[int, tuple[int, int, int]], Encoder]] = {
+    "swin_b": _swin_b,  # the paper's main encoder: 8.06 M parameters, tokens of 32 voxels a side, 768 wide
+    "swin_l": _swin_l,  # twice as wide: 31.6 M, tokens 1536 wide
+    "unet": _unet,  # Models Genesis' encoder, widened: 15.8 M, tokens as swin_b
+    "vit_b": _vit_b,  # 12 layers: 89 M, tokens of 16 voxels a side, 768 wide
+}
+
+
+def build(name: str, *, shrink: int = 1, shape: tuple[int, int, int] = (128, 96, 128)) -> Encoder:
+    """A fresh encoder of the table, every width divided by `shrink` (the demo's encoders are thin).
+
+    `shape` (voxels) matters to `vit_b` alone, whose position embeddings are learned at that size; every encoder takes
+    any size. Raises ValueError for an unknown name and for a `shrink` that widths or heads cannot be divided by.
+    """
+    if name not in ENCODERS:
+        raise ValueError(f"unknown encoder {name!r}; there are {', '.join(ENCODERS)}")
+    return ENCODERS[name](shrink, shape)
