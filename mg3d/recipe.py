@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Recipe:
         return f"{self.method}-{self.variant}-{self.encoder}-{self.scale}-{digest}"
 
     @classmethod
-    def from_notebook(cls, namespace: Mapping[str, Any]) -> Self:
+    def from_notebook(cls, namespace: Mapping[str, Any]) -> "Recipe":
         """The recipe that a notebook's parameters cell, and the cell papermill injects, spell out.
 
         Strict where papermill only warns: an unknown name or a bad value raises ValueError and lists the valid ones.
@@ -121,7 +121,7 @@ class Recipe:
         return cls.parse(_assigned(namespace))
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any]) -> Self:
+    def parse(cls, values: Mapping[str, Any]) -> "Recipe":
         """A recipe from names and values of any type, e.g. of a command line; the same checks as `from_notebook`."""
         types = {f.name: f.type for f in fields(cls)}
         for name in values:

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, final
+from typing import TYPE_CHECKING, Any, final
 
 from mg3d import paths
 from mg3d.recipe import Recipe
@@ -46,7 +46,7 @@ class Run:
         return f"Run({self.path.name}: {'done' if self.done else f'step {self.step}'})"
 
     @classmethod
-    def open(cls, recipe: Recipe) -> Self:
+    def open(cls, recipe: Recipe) -> "Run":
         """The run of a recipe, its folder made when there is none. With resume=False an old one is put aside first."""
         run = cls(paths.runs() / recipe.id)
         if not recipe.resume and run.path.exists():
