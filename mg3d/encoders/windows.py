@@ -8,19 +8,20 @@ number of them acts as *one* more key b_k whose position bias is log(sum of exp)
 
     sum_j exp(q.b_k + B_ij) = exp(q.b_k + log sum_j exp B_ij).
 
-At 128x96x128 voxels that leaves two thirds of the scores. `Box`es of equal shape are computed together.
+At 128x96x128 voxels that leaves two thirds of the scores. Boxes of one kind (`Boxes`) are computed together.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise, product
-from math import ceil, prod
+from math import ceil
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from mg3d.encoders.flash import attend
 
 WINDOW = 7  # cells a side, in every model that this package knows
 Size = tuple[int, int, int]
@@ -37,108 +38,78 @@ class Segments:
     padded: int  # cells of padding that share its window and its side of the shift
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Boxes:
-    """All boxes of one kind: the product of one kind of segments along each axis."""
+    """All boxes of one kind: the product of one kind of segments along each axis.
+
+    `pairs` [n, n] are the rows of the bias table for the n real cells of a box, `padding` [n, p] those for its p padded
+    keys; both None-free: p is 0 for a box without padding.
+    """
 
     axes: tuple[Segments, Segments, Segments]
-    queries: tuple[int, ...]  # positions of the real cells in the window's raster, which the bias table is indexed by
-    padding: tuple[int, ...]  # positions of the padded ones
+    pairs: Int[Tensor, "n n"]
+    padding: Int[Tensor, "n p"]
 
     @property
-    def slices(self) -> tuple[slice, slice, slice]:
-        """The part of the grid that these boxes tile."""
-        d, h, w = (slice(a.start, a.start + a.count * a.length) for a in self.axes)
-        return d, h, w
+    def padded(self) -> bool:
+        """Whether a box has padded cells."""
+        return self.padding.shape[1] > 0
 
     def split(self, x: Tensor) -> Tensor:
-        """View [B, D, H, W, ...] as [B, counts (3), lengths (3), ...]."""
-        (nd, ld), (nh, lh), (nw, lw) = ((a.count, a.length) for a in self.axes)
-        part = x[(slice(None), *self.slices)].unflatten(3, (nw, lw)).unflatten(2, (nh, lh)).unflatten(1, (nd, ld))
-        rest = range(7, part.ndim)
-        return part.permute(0, 1, 3, 5, 2, 4, 6, *rest)
+        """View the part of x [B, D, H, W, ...] that these boxes tile as [B, counts (3), lengths (3), ...]."""
+        for axis, a in enumerate(self.axes):  # axis 1 is split into places 1 and 2, then axis 3, then axis 5
+            x = x.narrow(2 * axis + 1, a.start, a.count * a.length).unflatten(2 * axis + 1, (a.count, a.length))
+        return x.permute(0, 1, 3, 5, 2, 4, 6, *range(7, x.ndim))
 
 
 def segments(size: int, window: int, shift: int) -> list[Segments]:
     """Cut an axis of `size` cells into runs of equal segments. An axis not longer than a window is one segment."""
     if size <= window:
         return [Segments(0, size, 1, 0, 0)]
-    ends = [shift + window * i for i in range(ceil(size / window) + 1)]
-    if not shift:
-        cuts = [(a, b, 0) for a, b in pairwise(ends)]
-    else:
-        last = window * ceil(size / window)  # the padded size; the last window holds its end and the axis's beginning
-        cuts = [(0, shift, window - shift), *((a, min(a + window, last), 0) for a in ends[:-1])]
+    padded = window * ceil(size / window)
+    cuts = [(a, min(b, padded), 0) for a, b in pairwise(range(shift, padded + window + 1, window)) if a < padded]
+    if shift:  # the last window of the rolled grid holds the axis's end and, at its own end, the axis's beginning
+        cuts = [(0, shift, window - shift), *cuts]
     runs: list[Segments] = []
     for start, end, place in cuts:
         real = min(end, size) - start
-        if real <= 0:
-            continue
-        new = Segments(start, real, 1, place, end - start - real)
         old = runs[-1] if runs else None
-        if old and (old.length, old.place, old.padded) == (new.length, new.place, new.padded):
-            runs[-1] = Segments(old.start, old.length, old.count + 1, old.place, old.padded)
-        else:
-            runs.append(new)
+        if old and (old.length, old.place, old.padded) == (real, place, end - start - real):
+            runs[-1] = Segments(old.start, real, old.count + 1, place, old.padded)
+        elif real > 0:
+            runs.append(Segments(start, real, 1, place, end - start - real))
     return runs
 
 
 @lru_cache(maxsize=256)
-def boxes(size: Size, shifted: bool, window: int = WINDOW) -> tuple[Boxes, ...]:
+def boxes(size: Size, shifted: bool, window: int, device: torch.device) -> tuple[Boxes, ...]:
     """Every kind of box that a grid of `size` cells falls into."""
-    shift = window // 2 if shifted else 0
-    raster = [min(n, window) for n in size]  # a window wider than the grid is clipped to it
-    kinds = []
-    for axes in product(*(segments(n, window, shift) for n in size)):
-        cells = product(*(range(a.place, a.place + a.length + a.padded) for a in axes))
+    _, height, width = (min(n, window) for n in size)  # a window wider than the grid is clipped to it
+    index, kinds = relative_position_index(window), []
+    for axes in product(*(segments(n, window, window // 2 if shifted else 0) for n in size)):
         real, padding = [], []
-        for cell in cells:
-            inside = all(c < a.place + a.length for c, a in zip(cell, axes, strict=True))
-            (real if inside else padding).append((cell[0] * raster[1] + cell[1]) * raster[2] + cell[2])
-        kinds.append(Boxes(axes, tuple(real), tuple(padding)))
+        for d, h, w in product(*(range(a.place, a.place + a.length + a.padded) for a in axes)):
+            inside = all(c < a.place + a.length for c, a in zip((d, h, w), axes, strict=True))
+            (real if inside else padding).append((d * height + h) * width + w)
+        kinds.append(Boxes(axes, index[real][:, real].to(device), index[real][:, padding].to(device)))
     return tuple(kinds)
 
 
-def relative_position_index(window: int = WINDOW) -> Int[Tensor, "n n"]:
-    """Row of the bias table for every pair of cells of a window: 13^3 rows for 7^3 cells."""
+@lru_cache(maxsize=8)
+def relative_position_index(window: int) -> Int[Tensor, "n n"]:
+    """Row of the bias table for every pair of cells of a window: (2 * window - 1)^3 rows for window^3 cells."""
     cells = torch.cartesian_prod(*[torch.arange(window)] * 3)
     span = 2 * window - 1
     difference = cells[:, None] - cells[None] + window - 1
     return (difference * torch.tensor([span * span, span, 1])).sum(-1)
 
 
-def position_bias(kind: Boxes, full: Float[Tensor, "heads n n"]) -> Float[Tensor, "heads q k"]:
+def position_bias(kind: Boxes, table: Float[Tensor, "rows heads"]) -> Float[Tensor, "heads q k"]:
     """The bias of a kind's queries towards its keys: the real cells, then one column for all padded ones, if any."""
-    q = torch.tensor(kind.queries, device=full.device)
-    rows = full[:, q]
-    bias = rows[:, :, q]
-    if kind.padding:
-        padded = rows[:, :, torch.tensor(kind.padding, device=full.device)].logsumexp(-1, keepdim=True)
-        bias = torch.cat([bias, padded], -1)
-    return bias
-
-
-def attend(
-    qkv: Float[Tensor, "B D H W 3 heads c"],
-    padding: Float[Tensor, "3 heads c"],
-    full: Float[Tensor, "heads n n"],
-    kinds: Sequence[Boxes],
-) -> Float[Tensor, "B D H W heads c"]:
-    """Softmax(q k^T / sqrt(c) + bias) v inside every box; `padding` is what the projection makes of a padded cell."""
-    out = torch.empty_like(qkv[:, :, :, :, 0])
-    for kind in kinds:
-        part = kind.split(qkv)  # [B, 3 counts, 3 lengths, 3, heads, c]
-        q, k, v = part.flatten(4, 6).flatten(0, 3).permute(2, 0, 3, 1, 4)  # each [boxes, heads, cells, c]
-        if kind.padding:
-            k, v = (
-                torch.cat([x, p[None, :, None].expand(len(x), -1, -1, -1)], 2)
-                for x, p in zip((k, v), padding[1:], strict=True)
-            )
-        bias = position_bias(kind, full).to(q.dtype)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.expand(len(q), -1, -1, -1))
-        target = kind.split(out)
-        target.copy_(mixed.transpose(1, 2).unflatten(1, target.shape[4:7]).unflatten(0, target.shape[:4]))
-    return out
+    bias = F.embedding(kind.pairs, table)
+    if kind.padded:
+        bias = torch.cat([bias, F.embedding(kind.padding, table).logsumexp(1, keepdim=True)], 1)
+    return bias.permute(2, 0, 1)
 
 
 class WindowAttention(nn.Module):
@@ -154,16 +125,15 @@ class WindowAttention(nn.Module):
         self.window = window
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 3, heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
-        self.register_buffer("relative_position_index", relative_position_index(window))
+        self.register_buffer("relative_position_index", relative_position_index(window).clone())  # part of the format
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Float[Tensor, "B D H W E"], shifted: bool) -> Float[Tensor, "B D H W E"]:
         """Mix every cell with those of its (shifted) window."""
         d, h, w = x.shape[1:4]
-        kinds = boxes((d, h, w), shifted, self.window)
-        n = prod(min(s, self.window) for s in (d, h, w))
-        full = F.embedding(self.relative_position_index[:n, :n], self.relative_position_bias_table).permute(2, 0, 1)
+        kinds = boxes((d, h, w), shifted, self.window, x.device)
+        biases = [position_bias(kind, self.relative_position_bias_table) for kind in kinds]
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
         padding = self.qkv.bias.unflatten(0, (3, self.heads, -1)).to(qkv.dtype)
-        return self.proj(attend(qkv, padding, full, kinds).flatten(-2))
+        return self.proj(attend(qkv, padding, kinds, biases).flatten(-2))
