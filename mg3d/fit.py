@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ class Diverged(RuntimeError):
     """A loss or a gradient that is not finite, or has exploded; the message says step, loss and cases."""
 
 
+@runtime_checkable
 class Batches(Protocol):
     """What `fit` needs of a loader."""
 
@@ -75,7 +76,7 @@ def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
 
 def fit(
     model: Trainable, run: Run, *, recipe: Recipe, train: Batches, valid: Batches | None = None
-) -> dict[str, float]:
+) -> dict[str, float | int]:
     """Train `model` for `recipe.filled.steps` steps, continuing the run's last checkpoint, and return the last metrics.
 
     Writes one line a step to the run's metrics, a checkpoint every `recipe.filled.checkpoint` steps, and validates
@@ -91,7 +92,7 @@ def fit(
     wrapped = DistributedDataParallel(model) if distributed.world() > 1 else model
     leader = distributed.rank() == 0
     batches = train.steps(start * recipe.accumulate, steps * recipe.accumulate)
-    line: dict[str, float] = {}
+    line: dict[str, float | int] = {}
     bar = tqdm(
         range(start, steps), initial=start, total=steps, disable=not leader, desc=run.path.name[:24], mininterval=1
     )
@@ -138,7 +139,7 @@ def _restore(model: Trainable, optimiser: torch.optim.Optimizer, run: Run) -> in
 
 def _backward(
     wrapped: nn.Module, model: Trainable, parts: list[Batch], *, recipe: Recipe, device: torch.device, step: int
-) -> dict[str, float]:
+) -> dict[str, float | int]:
     """Add up the gradients of the parts of one step; returns the named losses, means over parts and processes."""
     total: dict[str, Tensor] = {}
     for number, batch in enumerate(parts):
@@ -174,7 +175,7 @@ def _advance(model: Trainable, optimiser: torch.optim.Optimizer, clip: float, st
 
 
 @torch.no_grad()
-def validate(model: Trainable, valid: Batches, *, recipe: Recipe) -> dict[str, float]:
+def validate(model: Trainable, valid: Batches, *, recipe: Recipe) -> dict[str, float | int]:
     """Mean of each loss over the validation cases, as "valid_<name>", and the effective rank of the pooled features.
 
     Contrastive losses see one validation batch at a time. A smaller last batch is left out unless it is the only one,
@@ -184,7 +185,7 @@ def validate(model: Trainable, valid: Batches, *, recipe: Recipe) -> dict[str, f
     training, gather = model.training, model.gather
     model.eval()
     model.gather = type(model).gather
-    sums: dict[str, float] = {}
+    sums: dict[str, float | int] = {}
     pooled: list[Tensor] = []
     count = 0
     for batch in valid.all():

@@ -85,7 +85,7 @@ class Run:
 
         return pd.DataFrame(list(self._lines()))
 
-    def log(self, line: Mapping[str, float]) -> None:
+    def log(self, line: Mapping[str, float | int]) -> None:
         """Append one line to metrics.jsonl."""
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(dict(line)) + "\n")
@@ -95,7 +95,7 @@ class Run:
         kept = [json.dumps(line) + "\n" for line in self._lines() if line["step"] <= step]
         paths.write_atomic(self.path / "metrics.jsonl", "".join(kept).encode())
 
-    def _lines(self) -> Iterator[dict[str, float]]:
+    def _lines(self) -> Iterator[dict[str, float | int]]:
         file = self.path / "metrics.jsonl"
         for text in file.read_text().splitlines() if file.exists() else ():
             with suppress(ValueError):  # the last line may be cut off by a kill

@@ -61,7 +61,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(run, damage):
 def test_no_whole_checkpoint_left_is_an_error_with_its_mend(run):
     run.save(2, state(2))
     (run.path / "checkpoints" / "step-00000002.pt").write_bytes(b"half")
-    with pytest.warns(UserWarning, match="damaged"), pytest.raises(DamagedRun, match="delete the folder"):
+    with (
+        pytest.warns(UserWarning, match="damaged"),
+        pytest.raises(DamagedRun, match=r"no whole checkpoint left; delete"),
+    ):
         run.restore()
 
 
