@@ -1,4 +1,4 @@
-"""The main job on real chest CT volumes with real reports, where they lie beside the clone; the pairing is arbitrary."""
+"""The main job on real chest CT volumes with real reports, where they lie beside the clone; pairs are arbitrary."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ VALID = ("c3n-00247", "cip-ct64")
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory) -> Path:
-    """A CSV as a user would write it: real volumes, real reports that belong to other patients, two masks by mistake."""
+    """A CSV as a user would write it: real volumes, real reports of other patients, two masks by mistake."""
     with (SHARED / "reports" / "ctrate_reports_train.csv").open() as file:
         reports = [row["report_text"] for row in csv.DictReader(file)]
     path = tmp_path_factory.mktemp("own") / "volumes.csv"
@@ -67,5 +67,5 @@ def test_pretraining_at_full_input_size(recipe):
     assert (metrics[names].to_numpy() > 0).all()
     assert run.done
     model = load(run)
-    assert sum(p.numel() for p in model.encoder.parameters()) == 8_062_002 - 0  # Swin-B, not a shrunken one
+    assert sum(p.numel() for p in model.encoder.parameters()) == 8_062_002  # Swin-B, not a shrunken one
     assert pretrain(recipe).path == run.path  # done: skipped
