@@ -85,13 +85,13 @@ def cohort(recipe: Recipe, *, progress: bool = True) -> Cohort:
     from mg3d.data.prepare import prepare
 
     size, folder = recipe.size, where(recipe)
-    with distributed.first():
+    with distributed.first() as first:
+        progress = progress and first
         if size.corpus == "phantom" and not recipe.data:
             from mg3d.data.phantom.cohort import make
 
             make(folder, train=size.volumes, valid=size.valid, test=size.test)
         listing = corpora.cases(size.corpus, folder)
-        corpora.check_patients(listing.cases)
         counts = {"train": size.volumes, "valid": size.valid, "test": size.test or -1}
         chosen = [
             c
@@ -152,33 +152,23 @@ def pretrain(recipe: Recipe) -> Run:
     with distributed.processes():
         if distributed.world() > 1:
             recipe = replace(recipe, gpus=distributed.world())
-        run = _run(recipe)
-        if not run.done:
+        run = Run(paths.runs() / recipe.id)
+        if not (run.done and recipe.resume):
+            found = cohort(recipe)  # before the run's folder is made: a run that cannot start leaves none
+            with distributed.first() as first:
+                run = Run.open(recipe) if first else run
             with run.lock() if distributed.rank() == 0 else nullcontext():
-                _pretrain(recipe, run)
+                _pretrain(found, run)
     return run
 
 
-def _run(recipe: Recipe) -> Run:
-    """The run's folder, opened when the data are known to be there: a run that cannot start leaves no folder."""
-    found = Run(paths.runs() / recipe.id)
-    if not (found.done and recipe.resume):
-        from mg3d.data import corpora
-
-        if recipe.size.corpus != "phantom" or recipe.data:
-            corpora.require(recipe.size.corpus, where(recipe))
-    with distributed.first() as first:
-        if first:
-            Run.open(recipe)
-    return found
-
-
-def _pretrain(recipe: Recipe, run: Run) -> None:
+def _pretrain(found: Cohort, run: Run) -> None:
+    """The part of `pretrain` that holds the run's lock."""
     from mg3d.data.loader import Loader
     from mg3d.fit import fit
 
     rank, world = distributed.rank(), distributed.world()
-    prepared = cohort(recipe).prepared
+    recipe, prepared = found.recipe, found.prepared
     text, tokenise = words(recipe)
     entries = {s: [e for e in prepared.entries if e.case.split == s] for s in ("train", "valid")}
     if not entries["train"]:
