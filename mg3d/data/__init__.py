@@ -7,7 +7,7 @@ import numpy as np
 
 
 class BadVolume(ValueError):
-    """A volume that cannot be used. `reason` is one word for the quarantine table, the message names file and mend."""
+    """A volume that cannot be used. `reason` is one word of reading.REASONS, the message names file and mend."""
 
     def __init__(self, reason: str, path: Path | str, detail: str):
         super().__init__(f"{path}: {detail}")
@@ -23,8 +23,10 @@ class BadVolume(ValueError):
 class Image:
     """A volume as its file holds it: HU (float32 or int16) in the file's axis order, and where it lies in the patient.
 
-    `affine` [4, 4] maps voxel indices (i, j, k, 1) of `hu` to millimetres in RAS (nibabel's convention).
+    `affine` [4, 4] maps voxel indices (i, j, k, 1) of `hu` to millimetres in RAS (nibabel's convention). `hu` is
+    read-only where it shares memory with the decompressed file; `hu_from` says what made its values HU.
     """
 
     hu: np.ndarray
     affine: np.ndarray
+    hu_from: str = "header"  # header | metadata (a table's slope and intercept) | 8-bit (0..255 spread over the window)

@@ -1,0 +1,112 @@
+"""Read one CT volume, whatever it lies in, or say in one word why it cannot be used.
+
+The one rule: refuse rather than guess. A flipped, doubled, cut or wrongly scaled volume trains without complaint and
+spoils everything after it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mg3d.data import BadVolume, Image
+from mg3d.data.dicom import read_dicom
+from mg3d.data.hu import Evidence, Scale, to_hu
+from mg3d.data.nifti import Stored, read_nifti
+
+REASONS = {
+    "missing": "no such file or folder",
+    "unreadable": "the disk or the permissions",
+    "truncated": "cut or damaged: gzip stream, voxels or DICOM file",
+    "not-nifti": "another format, or voxels that are no plain numbers",
+    "not-3d": "not one 3-D volume",
+    "geometry": "where the volume lies in the patient is unset, singular, sheared or contradictory",
+    "nan": "voxels that are not finite",
+    "constant": "all voxels are equal",
+    "hu": "the voxels are no HU, under no or under more than one stated slope and intercept",
+    "not-chest": "far from the size of a chest, too few slices, or no lung in view",
+    "no-dicom": "a folder without a DICOM image",
+    "dicom-modality": "not CT",
+    "dicom-mixed-series": "more than one series in the folder",
+    "dicom-localiser": "a localiser (scout) among the slices",
+    "dicom-orientation": "slices of more than one orientation, matrix or pixel spacing",
+    "dicom-duplicate": "two slices at one place",
+    "dicom-gap": "missing slices, or uneven spacing",
+    "dicom-tilt": "gantry tilt: slices shifted against each other",
+    "dicom-compressed": "a compression for which no decoder is installed",
+    "no-report": "corpus: no row of the reports table names the volume",
+    "empty-report": "corpus: a row without text",
+}
+SHEAR = 0.01  # largest cosine between two axes of the volume; 0.01 is 0.6 degrees
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What passes for a chest CT. Wide on purpose: slabs and crops of a chest pass, a head or a leg does not."""
+
+    slices: int = 8  # along the shortest axis
+    side_mm: tuple[float, float] = (100.0, 900.0)  # the two longest sides
+    thin_mm: float = 10.0  # the shortest side
+    lung: float = 0.003  # share of voxels inside lung (chest CTs measured: 0.014 to 0.22)
+
+
+LIMITS = Limits()
+
+
+def read_volume(path: Path, *, rescale: Scale | None = None, limits: Limits = LIMITS) -> Image:
+    """A NIfTI file (.nii, .nii.gz) or a folder that holds one DICOM series, as HU with its RAS affine.
+
+    `rescale` is the slope and intercept that a metadata table states; whether it still applies is decided from the
+    voxels (see mg3d.data.hu). EIGHT_BIT says that the voxels were windowed to 0..255. Raises BadVolume with a reason of
+    REASONS.
+    """
+    if not path.exists():
+        raise BadVolume("missing", path, "no such file or folder. Correct the path, or get the volume.")
+    stored = read_dicom(path) if path.is_dir() else read_nifti(path)
+    _check_geometry(stored.affine, path)
+    _check_size(stored, limits, path)
+    bounds = _bounds(stored.voxels, path)
+    hu, hu_from, seen = to_hu(stored.voxels, header=stored.scale, rescale=rescale, bounds=bounds, path=path)
+    _check_lung(seen, limits, hu_from, path)
+    return Image(hu, stored.affine, hu_from)
+
+
+def _check_geometry(affine: np.ndarray, path: Path) -> None:
+    axes = affine[:3, :3]
+    spacing = np.linalg.norm(axes, axis=0)
+    if not np.isfinite(affine).all() or (spacing < 1e-6).any():
+        raise BadVolume("geometry", path, "the affine is singular or not finite. Convert the original again.")
+    cosines = (axes / spacing).T @ (axes / spacing) - np.eye(3)
+    if np.abs(cosines).max() > SHEAR:
+        angle = np.degrees(np.arcsin(np.abs(cosines).max().clip(max=1)))
+        raise BadVolume("geometry", path, f"sheared by {angle:.1f} degrees (gantry tilt). Resample to a straight grid.")
+
+
+def _check_size(stored: Stored, limits: Limits, path: Path) -> None:
+    shape = np.array(stored.voxels.shape)
+    side_mm = shape * np.linalg.norm(stored.affine[:3, :3], axis=0)
+    if shape.min() < limits.slices:
+        raise BadVolume("not-chest", path, f"{shape.min()} slices; at least {limits.slices} are needed.")
+    thin, *long = sorted(side_mm)
+    if thin < limits.thin_mm or long[0] < limits.side_mm[0] or long[1] > limits.side_mm[1]:
+        size = " x ".join(f"{mm:.0f}" for mm in side_mm)
+        raise BadVolume("not-chest", path, f"{size} mm is no chest. Correct the spacing in the header.")
+
+
+def _bounds(voxels: np.ndarray, path: Path) -> tuple[float, float]:
+    """Smallest and largest stored value. NaN spreads through min and max, so that two passes find every fault."""
+    low, high = float(voxels.min()), float(voxels.max())
+    if not np.isfinite([low, high]).all():
+        n = int(np.size(voxels) - np.isfinite(voxels).sum())
+        raise BadVolume("nan", path, f"{n} voxels are not finite. Convert the original again.")
+    if low == high:
+        raise BadVolume("constant", path, f"every voxel is {low:g}. Convert the original again.")
+    return low, high
+
+
+def _check_lung(seen: Evidence, limits: Limits, hu_from: str, path: Path) -> None:
+    if hu_from != "8-bit" and seen.lung < limits.lung:
+        share = f"{100 * seen.lung:.1f} % of the voxels lie inside lung"
+        raise BadVolume(
+            "not-chest", path, f"{share}, less than {100 * limits.lung:g} %. Take another part of the body out."
+        )
