@@ -5,29 +5,15 @@ findings, so that the report says exactly what the volume shows.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-LABELS = (  # the 18 CT-RATE abnormalities, in the order of its label files
-    "Medical material",
-    "Arterial wall calcification",
-    "Cardiomegaly",
-    "Pericardial effusion",
-    "Coronary artery wall calcification",
-    "Hiatal hernia",
-    "Lymphadenopathy",
-    "Emphysema",
-    "Atelectasis",
-    "Lung nodule",
-    "Lung opacity",
-    "Pulmonary fibrotic sequela",
-    "Pleural effusion",
-    "Mosaic attenuation pattern",
-    "Peribronchial thickening",
-    "Consolidation",
-    "Bronchiectasis",
-    "Interlobular septal thickening",
-)
+import numpy as np
+
+from mg3d.data.phantom.labels import LABELS, case_seed, copula, present, stream
 
 LOBES = ("upper lobe", "middle lobe", "lower lobe")  # the middle lobe exists on the right only
+
+__all__ = ["FORMS", "LABELS", "LOBES", "MIDLINE", "ORGANS", "PLACES", "SIZES_MM", "Finding", "Patient", "Plan", "draw"]
 
 PLACES = {  # where a finding can be, in the words of a report
     "Medical material": ("chest wall", "superior vena cava", "sternum"),  # pacemaker, port catheter, wires
@@ -139,3 +125,165 @@ class Plan:
     seed: int  # of this case; voxels, noise and wording draw from it
     patient: Patient
     findings: tuple[Finding, ...]
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """The 18 labels, 1 where at least one finding has it."""
+        there = {finding.label for finding in self.findings}
+        return {label: int(label in there) for label in LABELS}
+
+
+SIZE_QUANTILES_MM = {  # u -> size, linear between; nodules: upper half as in CT-RATE, few below what voxels show
+    "Pericardial effusion": ((0, 5), (0.5, 8.5), (0.95, 17), (1, 20)),
+    "Hiatal hernia": ((0, 25), (0.5, 38), (0.95, 60), (1, 70)),
+    "Lymphadenopathy": ((0, 10), (0.5, 12.5), (0.95, 21), (1, 25)),
+    "Lung nodule": ((0, 4), (0.25, 6), (0.75, 10), (0.95, 25), (1, 30)),
+    "Pleural effusion": ((0, 8), (0.5, 20), (0.95, 48), (1, 60)),
+}
+NODULES = (0.5, 0.25, 0.15, 0.1)  # P(1), P(2) ... of the number of nodules
+SPREAD = {  # P(1 place), P(2 places) ...; and P(both sides) at each of them
+    "Arterial wall calcification": ((0.45, 0.35, 0.2), 0),
+    "Coronary artery wall calcification": ((0.55, 0.45), 0),
+    "Lymphadenopathy": ((0.6, 0.3, 0.1), 0.1),
+    "Emphysema": ((0.75, 0.25), 0.75),
+    "Atelectasis": ((0.85, 0.15), 0.4),
+    "Lung opacity": ((0.6, 0.3, 0.1), 0.4),
+    "Pulmonary fibrotic sequela": ((0.85, 0.15), 0.45),
+    "Pleural effusion": ((1,), 0.5),
+    "Mosaic attenuation pattern": ((1,), 0.85),
+    "Peribronchial thickening": ((0.8, 0.2), 0.6),
+    "Consolidation": ((0.8, 0.2), 0.2),
+    "Bronchiectasis": ((0.75, 0.25), 0.35),
+    "Interlobular septal thickening": ((0.85, 0.15), 0.7),
+}
+WEIGHTS = {  # of the places, where they are not equally likely
+    "Lymphadenopathy": (0.4, 0.25, 0.25, 0.1),
+    "Emphysema": (0.8, 0.2),
+    "Atelectasis": (0.75, 0.25),
+    "Lung nodule": (0.4, 0.15, 0.45),
+    "Lung opacity": (0.35, 0.2, 0.45),
+    "Pulmonary fibrotic sequela": (0.7, 0.3),
+    "Consolidation": (0.3, 0.2, 0.5),
+    "Bronchiectasis": (0.25, 0.25, 0.5),
+    "Interlobular septal thickening": (0.75, 0.25),
+}
+FORM_WEIGHTS = {
+    "Emphysema": (0.65, 0.35),
+    "Atelectasis": (0.6, 0.4),
+    "Lung nodule": (0.6, 0.12, 0.18, 0.1),
+}
+
+
+class Nuisance(NamedTuple):
+    """Ranges of what a scanner and a position change. Those of the test split reach beyond those of training."""
+
+    contrast: float  # share of scans with contrast medium
+    blood_hu: tuple[float, float]  # of those
+    kernel_mm: tuple[float, float]
+    noise_hu: tuple[float, float]
+    slice_mm: tuple[float, float]
+    tilt_deg: float  # largest, to either side
+    shift_mm: float  # largest, along each axis
+    zoom: tuple[float, float]
+
+
+NUISANCE = {
+    "train": Nuisance(0.35, (120, 210), (0.4, 1.2), (8, 26), (1.0, 3.5), 5, 8, (0.95, 1.08)),
+    "valid": Nuisance(0.45, (120, 230), (0.4, 1.4), (8, 30), (1.0, 4.0), 6, 10, (0.94, 1.10)),
+    "test": Nuisance(0.55, (140, 250), (0.6, 1.8), (12, 35), (1.5, 5.0), 8, 12, (0.92, 1.12)),
+}
+
+
+def draw(number: int, *, split: str, seed: int) -> Plan:
+    """Case `number` (from 1) of a split of the cohort `seed`, whatever the cohort's length.
+
+    Raises ValueError for a split that is not train, valid or test, a number below 1 or a seed below 0.
+    """
+    case = case_seed(number, split=split, seed=seed)
+    labels = [label for label, there in zip(LABELS, present(case, *copula()), strict=True) if there]
+    rng = stream(case, "findings")
+    findings = tuple(finding for label in labels for finding in _findings(label, rng))
+    patient = _patient(findings, NUISANCE[split], stream(case, "patient"))
+    return Plan(f"{split}_{number}_a_1", f"{split}_{number}", split, case, patient, findings)
+
+
+def _findings(label: str, rng: np.random.Generator) -> list[Finding]:
+    """One or more findings of a label; severities of one patient lie close together."""
+    spots = _spots(label, rng)
+    level, form = rng.beta(1.6, 1.5), _form(label, len(spots), rng)
+    found = []
+    for side, place in spots:
+        if label == "Medical material":
+            form = FORMS[label][PLACES[label].index(place)]
+        elif label in ("Lung nodule", "Atelectasis"):
+            form = _form(label, 1, rng)
+        severity, size = float(np.clip(level + rng.uniform(-0.15, 0.15), 0.05, 1)), 0.0
+        if label in SIZES_MM:
+            size = round(float(np.interp(rng.uniform(), *zip(*SIZE_QUANTILES_MM[label], strict=True))), 1)
+            low, high = SIZES_MM[label]
+            severity = (size - low) / (high - low)
+        found.append(Finding(label, side, place, form, size, round(severity, 3)))
+    return found
+
+
+def _spots(label: str, rng: np.random.Generator) -> list[tuple[str, str]]:
+    """(side, place) of each finding of a label, distinct except for nodules."""
+    places = PLACES[label]
+    weights = WEIGHTS.get(label, (1 / len(places),) * len(places))
+    if label == "Lung nodule":
+        chosen, both = rng.choice(places, 1 + rng.choice(len(NODULES), p=NODULES), p=weights), 0.0
+    else:
+        counts, both = SPREAD.get(label, ((1,), 0))
+        chosen = rng.choice(places, 1 + rng.choice(len(counts), p=counts), p=weights, replace=False)
+    spots = []
+    for place in map(str, chosen):
+        if label in MIDLINE or place in ("subcarinal", "sternum"):
+            sides = ("",)
+        elif place == "middle lobe":
+            sides = ("right",)
+        else:
+            sides = ("right", "left") if rng.uniform() < both else (("right", "left")[rng.integers(2)],)
+        spots += [(side, place) for side in sides]
+    return sorted(spots, key=lambda spot: (("", "right", "left").index(spot[0]), places.index(spot[1])))
+
+
+def _form(label: str, count: int, rng: np.random.Generator) -> str:
+    """The sub-type of a finding that is one of `count`; opacities in several places are patchy."""
+    forms = FORMS.get(label, ("",))
+    if label == "Lung opacity" and count > 1:
+        return "patchy"
+    weights = FORM_WEIGHTS.get(label, (1 / len(forms),) * len(forms))
+    return forms[rng.choice(len(forms), p=weights)]
+
+
+def _patient(findings: tuple[Finding, ...], nuisance: Nuisance, rng: np.random.Generator) -> Patient:
+    """A body and a scan. Only the heart (cardiomegaly) and the age know of the findings."""
+    by_label = {finding.label: finding for finding in findings}
+    older = {"Arterial wall calcification": 9, "Coronary artery wall calcification": 4, "Emphysema": 7}  # years
+    age = rng.normal(48 + sum(years for label, years in older.items() if label in by_label), 13)
+    male = bool(rng.uniform() < 0.55)
+    size = rng.normal(1.02 if male else 0.96, 0.04)
+    fat = rng.gamma(6, 3 if male else 4)
+    lung, heart, aorta = rng.normal(1, 0.06), rng.normal(0.46, 0.018), rng.normal(33 if male else 31, 2.5)
+    contrast, blood = rng.uniform() < nuisance.contrast, rng.uniform(*nuisance.blood_hu)
+    kernel, noise, slices, zoom = (
+        rng.uniform(*span) for span in (nuisance.kernel_mm, nuisance.noise_hu, nuisance.slice_mm, nuisance.zoom)
+    )
+    tilt, shift = rng.uniform(-1, 1) * nuisance.tilt_deg, rng.uniform(-1, 1, 3) * nuisance.shift_mm
+    large = by_label.get("Cardiomegaly")
+    return Patient(
+        sex="male" if male else "female",
+        age=int(np.clip(age, 19, 92)),
+        size=round(float(np.clip(size, 0.86, 1.12)), 3),
+        fat_mm=round(float(np.clip(fat, 6, 45)), 1),
+        lung=round(float(np.clip(lung, 0.85, 1.15)), 3),
+        heart_ratio=round(float(0.52 + 0.13 * large.severity if large else np.clip(heart, 0.42, 0.50)), 3),
+        aorta_mm=round(float(np.clip(aorta, 25, 39)), 1),
+        blood_hu=round(float(blood), 1) if contrast else 40.0,
+        kernel_mm=round(float(kernel), 2),
+        noise_hu=round(float(noise), 1),
+        slice_mm=round(float(slices), 2),
+        tilt_deg=round(float(tilt), 2),
+        shift_mm=(round(float(shift[0]), 2), round(float(shift[1]), 2), round(float(shift[2]), 2)),
+        zoom=round(float(zoom), 3),
+    )
