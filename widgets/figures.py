@@ -1,0 +1,155 @@
+"""Figures of tables (losses, prevalences), and the house style of every picture.
+
+A `Picture` draws itself wherever a cell ends with it: in JupyterLab, in an executed notebook, on a forge page. It never
+touches pyplot, so there is no global state, no backend to choose and nothing to close.
+"""
+
+import io
+import math
+from collections.abc import Sequence
+from typing import Any, final
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+# Okabe and Ito's palette, made to be told apart with every kind of colour vision
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+INK, FAINT = "#222222", "#8a8a8a"
+DPI = 110
+STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "axes.prop_cycle": mpl.cycler(color=PALETTE),
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+}
+
+# columns of a run's metrics that are no loss of their own
+_TOTAL = "loss"
+_OTHER = ("step", "lr", "lr_fusion", "seconds", "norm", "rank")
+_LOG_FROM = 20.0  # a positive quantity that spans this factor is drawn on a log axis
+_SMOOTH_FROM = 40  # steps from which a running median is drawn over the raw line
+
+
+@final
+class Picture(Figure):
+    """A matplotlib figure that IPython shows as PNG by itself; `alt` is what a screen reader says."""
+
+    alt: str = ""
+
+    def png(self) -> bytes:
+        """The figure as a PNG file."""
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=DPI, facecolor=self.get_facecolor())
+        return buffer.getvalue()
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, Any]]:
+        width = round(self.get_figwidth() * DPI)
+        return self.png(), {"alt": self.alt, "width": width}
+
+
+@mpl.rc_context(STYLE)
+def losses(metrics: pd.DataFrame) -> Picture:
+    """Small multiples of a run: one panel a named loss, then the total, learning rate, gradient norm and rank.
+
+    `metrics` has a row a step and the columns `step`, any losses (weighted, as they enter the sum), `loss` (their sum),
+    and where there are: `valid_<loss>` (validation, empty between validations), `lr`, `norm`, `rank` (effective rank of
+    the pooled features). Positive quantities that span a factor of 20 get a log axis. Raises ValueError when there is
+    no row yet.
+    """
+    if metrics.empty or "step" not in metrics:
+        raise ValueError("metrics: no step is logged yet; run pretrain first")
+    named = [c for c in metrics.columns if c not in (*_OTHER, _TOTAL) and not c.startswith("valid_")]
+    extra = [c for c in (_TOTAL, "lr", "norm", "rank") if c in metrics]
+    figure, axes = _grid(len(named) + len(extra), width=3.0, height=2.05)
+    for axis, name in zip(axes, named + extra, strict=True):
+        colour = PALETTE[0] if name in named else INK
+        _curve(axis, metrics["step"], metrics[name], colour)
+        if f"valid_{name}" in metrics:
+            valid = metrics[["step", f"valid_{name}"]].dropna()
+            axis.plot(*valid.to_numpy().T, "o-", ms=3.5, lw=1, color=PALETTE[1])
+        axis.set_title(_TITLES.get(name, name.upper()))
+        axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        _log_where_needed(axis, metrics[name])
+    handles = [mpl.lines.Line2D([], [], color=PALETTE[0]), mpl.lines.Line2D([], [], color=PALETTE[1], marker="o", ms=4)]
+    figure.legend(handles, ["training", "validation"], loc="outside upper right", ncols=2)
+    figure.supxlabel("optimiser step", fontsize=10)
+    last = ", ".join(f"{name} {metrics[name].dropna().iloc[-1]:.3g}" for name in named)
+    figure.alt = f"Loss curves over {int(metrics['step'].iloc[-1])} steps; last values: {last}"
+    return figure
+
+
+_TITLES = {_TOTAL: "sum of all", "lr": "learning rate", "norm": "gradient norm", "rank": "effective rank"}
+
+
+@mpl.rc_context(STYLE)
+def prevalence(labels: pd.DataFrame, *, split: Sequence[str] | None = None) -> Picture:
+    """How often each finding occurs: a bar over all cases, and a dot for each split.
+
+    `labels` [cases, findings] holds 0 or 1 (empty: not stated); `split` names the split of each row. Raises ValueError
+    when there are no labels.
+    """
+    if labels.empty:
+        raise ValueError("labels: no case carries labels, so there is no prevalence to draw")
+    share = labels.mean().sort_values()
+    figure = _picture(7.2, 0.9 + 0.27 * len(share))
+    axis = figure.add_subplot()
+    rows = np.arange(len(share))
+    axis.barh(rows, 100 * share, color="#cfe3ef", height=0.7, label=f"all ({len(labels)})")
+    groups = [] if split is None else list(dict.fromkeys(split))
+    for colour, marker, name in zip(PALETTE, "osD^vPX", groups, strict=False):
+        part = labels[np.asarray(split) == name]
+        axis.plot(100 * part.mean()[share.index], rows, marker, ms=4.5, color=colour, label=f"{name} ({len(part)})")
+    axis.set_yticks(rows, list(share.index))
+    axis.set_xlabel("cases with the finding, %")
+    axis.set_xlim(left=0)
+    axis.grid(axis="y", visible=False)
+    axis.legend(loc="lower right")
+    axis.set_title("Prevalence of the findings")
+    figure.alt = "Prevalence of findings: " + ", ".join(f"{n} {100 * v:.0f} %" for n, v in share[::-1].items())
+    return figure
+
+
+def _picture(width: float, height: float) -> Picture:
+    """An empty Picture; sizes in inches."""
+    return Picture(figsize=(width, height), layout="constrained", facecolor="white")
+
+
+def _grid(n: int, *, width: float, height: float, columns: int = 3) -> tuple[Picture, list[Axes]]:
+    """A Picture with n panels in rows of `columns`; sizes of a panel in inches."""
+    columns = min(columns, n)
+    rows = math.ceil(n / columns)
+    figure = _picture(width * columns, height * rows + 0.5)
+    return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(n)]
+
+
+def _curve(axis: Axes, x: pd.Series, y: pd.Series, colour: str) -> None:
+    """A line; for a long one the raw values faint and their running median over it."""
+    kept = y.notna()
+    x, y = x[kept], y[kept]
+    if len(y) < _SMOOTH_FROM:
+        axis.plot(x, y, color=colour, lw=1.5, marker="o" if len(y) < 12 else None, ms=3.5)
+        return
+    axis.plot(x, y, color=colour, lw=0.8, alpha=0.3)
+    axis.plot(x, y.rolling(max(5, len(y) // 15), center=True, min_periods=1).median(), color=colour, lw=1.6)
+
+
+def _log_where_needed(axis: Axes, values: pd.Series) -> None:
+    low, high = values.min(), values.max()
+    if low > 0 and high / low >= _LOG_FROM:
+        axis.set_yscale("log")
