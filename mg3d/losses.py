@@ -1,0 +1,162 @@
+"""The losses of the paper, Eq. 2 to 13, as pure functions, each named as there.
+
+    L_MIM  = 1/B sum_b |I - I_REC|^2                                                (2)   mim
+    L_MLM  = -1/B sum_b log p(T_REC | I, T_M)                                       (4)   mlm
+    L_SFR  = 1/B sum_b |Sim(F_S, S_REC) - 1|_1                                      (6)   sfr
+    L_CML  = L_T->I + L_I->T                                                        (9)   cml
+    L_SSM  = 2/(B(B-1)) sum_{i<j} |Sim(F_S^i, F_S^j) - Sim(H_S^i, H_S^j)|_1         (12)  ssm
+    L_DFA  = -sum_i log exp(H_S^i.F_I^i/tau) / sum_j exp(H_S^j.F_I^i/tau)           (13)  dfa
+
+Sim is the cosine (Eq. 5). Norms are means over their entries, and sums over patients are means, so that the weights of
+Sec. IV-B hold at any volume size, report length and batch size. All is computed in float32 at least, also under
+autocast. CML, SSM and DFA compare patients: give them the features of the whole batch, gathered from all processes.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+SAME, APART = 0.9, 0.6  # the released SSM: sentences above are alike, those up to the second are unlike
+
+
+Loss = TypeVar("Loss", bound=Callable[..., Tensor])
+
+
+def in_float32(loss: Loss) -> Loss:
+    """Compute a loss without autocast, half-precision inputs raised to float32: cosines and logs need the digits."""
+
+    def raised(x: Any) -> Any:
+        half = isinstance(x, Tensor) and x.dtype in (torch.bfloat16, torch.float16)
+        return x.float() if half else x
+
+    @functools.wraps(loss)
+    def wrapper(*args: Any, **kwargs: Any) -> Tensor:
+        first = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+        with torch.autocast(first.device.type, enabled=False):
+            return loss(*map(raised, args), **{k: raised(v) for k, v in kwargs.items()})
+
+    return cast(Loss, wrapper)
+
+
+def cosines(a: Float[Tensor, "*n E"], b: Float[Tensor, "*n E"]) -> Float[Tensor, "*n"]:
+    """Sim(a, b) of Eq. 5, row by row; 0 where a row is zero."""
+    return (F.normalize(a, dim=-1) * F.normalize(b, dim=-1)).sum(-1)
+
+
+@in_float32
+def mim(
+    reconstruction: Float[Tensor, "B 1 D H W"],
+    volume: Float[Tensor, "B 1 D H W"],
+    hidden: Bool[Tensor, "B 1 D H W"] | None = None,
+) -> Float[Tensor, ""]:
+    """Eq. 2: mean squared error over all voxels; with `hidden` over the hidden voxels only, as the released code does.
+
+    Either way a mean over the voxels of a volume, then over volumes.
+    """
+    error = (reconstruction - volume).square()
+    if hidden is None:
+        return error.mean()
+    count = hidden.flatten(1).sum(1).clamp_min(1)
+    return ((error * hidden).flatten(1).sum(1) / count).mean()
+
+
+@in_float32
+def mlm(logits: Float[Tensor, "M V"], labels: Int[Tensor, "B L"]) -> Float[Tensor, ""]:
+    """Eq. 4: cross-entropy of the M hidden words (those of `labels` that are not -100, in order), logits over V ids.
+
+    A mean over the hidden words of a report, then over reports, so that the losses of equal parts of a batch, on
+    several processes or accumulated, average to the loss of the whole. (The mean over all hidden words would not.)
+    """
+    asked = labels != -100
+    share = asked / (asked.sum(1, keepdim=True).clamp_min(1) * len(labels))
+    each = F.cross_entropy(logits, labels[asked].long(), reduction="none")
+    return (each * share[asked]).sum()
+
+
+@in_float32
+def sfr(
+    reconstructed: Float[Tensor, "B S E"],
+    target: Float[Tensor, "B S E"],
+    real: Bool[Tensor, "B S"],
+    *,
+    total: bool = False,
+) -> Float[Tensor, ""]:
+    """Eq. 5 and 6: 1 - cosine of each sentence feature with its reconstruction, `real` marks the sentences that exist.
+
+    A mean over the sentences of a report, with `total` their sum (as released), then a mean over reports.
+    """
+    each = ((1 - cosines(reconstructed, target)) * real).sum(1)
+    return (each if total else each / real.sum(1).clamp_min(1)).mean()
+
+
+@in_float32
+def info_nce(anchor: Float[Tensor, "B E"], candidates: Float[Tensor, "B E"], *, tau: float) -> Float[Tensor, ""]:
+    """-mean_i log exp(a_i.c_i/tau) / sum_j exp(a_i.c_j/tau), both sides normalised. With one patient it is 0."""
+    logits = F.normalize(anchor, dim=-1) @ F.normalize(candidates, dim=-1).T / tau
+    return F.cross_entropy(logits, torch.arange(len(anchor), device=anchor.device))
+
+
+def cml(
+    h_volume: Float[Tensor, "B E"],
+    f_volume: Float[Tensor, "B E"],
+    h_text: Float[Tensor, "B E"],
+    f_text: Float[Tensor, "B E"],
+    *,
+    tau: float,
+    joint: bool = False,
+) -> Float[Tensor, ""]:
+    """Eq. 7 to 9: H_I finds its F_I among the batch's, and H_T its F_T; the sum of both.
+
+    `joint` is the released form: one loss on the concatenations [F_T, F_I] and [H_T, H_I], the mean of both directions.
+    """
+    if joint:
+        single, fused = torch.cat([f_text, f_volume], -1), torch.cat([h_text, h_volume], -1)
+        return (info_nce(fused, single, tau=tau) + info_nce(single, fused, tau=tau)) / 2
+    return info_nce(h_volume, f_volume, tau=tau) + info_nce(h_text, f_text, tau=tau)
+
+
+@in_float32
+def ssm(
+    visual: Float[Tensor, "B S E"],
+    textual: Float[Tensor, "B S F"],
+    real: Bool[Tensor, "B S"],
+    *,
+    thresholds: bool = False,
+) -> Float[Tensor, ""]:
+    """Eq. 12: the cosines of the sentence-specific visual features H_S, between patients, should be those of the text.
+
+    L1 between the two similarity matrices: a mean over the sentence pairs of two patients, then over all pairs of
+    patients. `textual` are the frozen features of each sentence by itself, of any width; `real` marks the sentences
+    that exist. Every pair at once: one (B*S)^2 matrix product a side. With one patient it is 0, with a gradient of 0.
+
+    `thresholds` is the released form: text cosines from 0.9 up are regressed as they are, those up to 0.6 to 0, the
+    middle counts as right.
+    """
+    patients, sentences = real.shape
+    a, b = (F.normalize(x, dim=-1).flatten(0, 1) for x in (visual, textual))
+    found, wanted = a @ a.T, b @ b.T
+    if thresholds:
+        same, apart = wanted >= SAME, wanted <= APART
+        found, wanted = found * (same | apart), wanted * same
+    share = real / real.sum(1, keepdim=True).clamp_min(1).to(found.dtype)  # a patient's sentences weigh 1 together
+    error = (found - wanted).abs().view(patients * sentences, patients, sentences)
+    pairs = torch.einsum("is,isj->ij", share, (error * share).sum(-1).view(patients, sentences, patients))
+    some = real.any(1).sum()
+    others = ~torch.eye(patients, dtype=torch.bool, device=real.device)
+    return (pairs * others).sum() / (some * (some - 1)).clamp_min(1)
+
+
+def dfa(
+    aggregated: Float[Tensor, "B E"], volume: Float[Tensor, "B E"], *, tau: float, symmetric: bool = False
+) -> Float[Tensor, ""]:
+    """Eq. 13: F_I finds its own aggregate of the H_S among the batch's.
+
+    `symmetric` is the released form: the mean of both directions.
+    """
+    forward = info_nce(volume, aggregated, tau=tau)
+    return (forward + info_nce(aggregated, volume, tau=tau)) / 2 if symmetric else forward

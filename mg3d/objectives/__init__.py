@@ -1,0 +1,106 @@
+"""Pre-training methods behind one contract, and the table of them.
+
+A new method is one file and one row of `METHODS`; the tests are parametrised over the table.
+"""
+
+import difflib
+import importlib
+from abc import ABC
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mg3d.encoders import Encoder
+from mg3d.types import Report, Trainable
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    """What an objective needs of a frozen text encoder: eval mode, no dropout, no gradient."""
+
+    width: int
+    vocabulary: int
+    mask_id: int
+
+    def __call__(self, words: Int[Tensor, "B L"]) -> Float[Tensor, "B L E"]:
+        """F_T of any ids, masked ones too."""
+        ...
+
+    def word_features(self, report: Report) -> Float[Tensor, "B L E"]:
+        """F_T of a report."""
+        ...
+
+    def sentence_features(self, report: Report) -> Float[Tensor, "B S E"]:
+        """A feature of each sentence, encoded by itself (Sec. III-C.1)."""
+        ...
+
+
+class Objective(Trainable, ABC):
+    """A pre-training method: it makes its own views from a plain batch and returns its named, weighted losses.
+
+    Built as `Class(encoder, text, config, shape=(D, H, W))`; `text` is a frozen text encoder, or None for a method that
+    reads no reports. After training `encoder` is what is kept.
+    """
+
+    encoder: Encoder
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of METHODS. Its module is imported when it is first used."""
+
+    build: str  # module:Class; the module's VARIANTS are named configs, the default first
+    reference: str
+    needs_reports: bool = True
+
+    @property
+    def load(self) -> type[Objective]:
+        """The class."""
+        module, name = self.build.split(":")
+        return getattr(importlib.import_module(module), name)
+
+    @property
+    def variants(self) -> Mapping[str, Any]:
+        """Named configs (frozen dataclasses), the default first."""
+        return importlib.import_module(self.build.split(":")[0]).VARIANTS
+
+
+METHODS = {
+    "mg3d": Method("mg3d.objectives.mg3d:MG3D", "Ni et al., MG-3D, arXiv 2412.05876"),
+}
+
+
+def build(
+    method: str,
+    *,
+    encoder: Encoder,
+    text: TextEncoder | None,
+    variant: str = "",
+    shape: tuple[int, int, int],
+    **overrides: Any,
+) -> Objective:
+    """An untrained objective for prepared volumes of `shape`; its weights are drawn from torch's global generator.
+
+    `variant` is a name of the method's variants (the first by default), `overrides` are fields of its config. Raises
+    ValueError for an unknown name, listing the valid ones, and for a method that needs reports without a text encoder.
+    """
+    row = METHODS[known(method, METHODS, "method")]
+    config = row.variants[known(variant or next(iter(row.variants)), row.variants, f"variant of {method}")]
+    valid = {f.name: f for f in fields(config)}
+    for name in overrides:
+        known(name, valid, f"field of {type(config).__name__}")
+    if row.needs_reports and text is None:
+        raise ValueError(f"method {method!r} learns from reports: give it a frozen text encoder")
+    return row.load(encoder, text, replace(config, **overrides), shape=shape)
+
+
+def known(name: str, table: Mapping[str, Any], kind: str) -> str:
+    """The name, if it is in the table; else ValueError with the valid names and the nearest one."""
+    if name not in table:
+        near = difflib.get_close_matches(name, table, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(f"unknown {kind} {name!r}{hint}; valid: {', '.join(table)}")
+    return name

@@ -1,0 +1,221 @@
+"""MG-3D: volumes and reports explain each other, within a patient and between patients (Eq. 1 to 15).
+
+    L = mim L_MIM + mlm L_MLM + sfr L_SFR + cml L_CML                       within a patient   (10)
+      + ssm L_SSM + dfa L_DFA                                               between patients   (14), (15)
+
+Symbols as in the paper: I volume tokens, T words, S sentences; F_* features of one modality, H_* features that the
+other modality has shaped, a bar for a pooled one. The volume is encoded twice a step, whole and masked; the frozen text
+encoder runs once, on the masked words, since features of unmasked text are constants that it keeps.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from mg3d import losses
+from mg3d.attention import AttentionPool, CrossModalAttention, Fusion, Mode, sentence_mean
+from mg3d.decoders import ReportDecoder, VoxelDecoder
+from mg3d.encoders import Encoder, voxels
+from mg3d.objectives import Objective, TextEncoder
+from mg3d.objectives.readings import TERMS, VARIANTS, MG3DConfig
+from mg3d.types import Batch, Losses, Report
+from mg3d.views import block_mask, mask_words
+
+__all__ = ["MG3D", "TERMS", "VARIANTS", "MG3DConfig"]
+
+
+@dataclass(frozen=True)
+class Told:
+    """What an unmasked report says."""
+
+    report: Report
+    sentences: Float[Tensor, "B S F"]  # F_S as the text encoder gives it: a constant
+    clues: Float[Tensor, "B Q E"]  # sentences or words, at the width of the fusion: what guides the volume
+    real: Bool[Tensor, "B Q"]  # which of the clues exist
+
+
+@final
+class MG3D(Objective):
+    """The method of the paper; `config` holds the weights and readings.
+
+    Raises ValueError when volumes of `shape` give a single token: a map over one token is constant, and teaches
+    nothing.
+    """
+
+    text: TextEncoder
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        text: TextEncoder,
+        config: MG3DConfig = VARIANTS["paper"],
+        *,
+        shape: tuple[int, int, int],
+    ):
+        super().__init__()
+        stride = encoder.strides[-1]
+        if math.prod(math.ceil(side / stride) for side in shape) < 2:
+            raise ValueError(f"shape={shape} is one token at stride {stride}: take larger volumes or a finer encoder")
+        c = self.config = config
+        self.encoder = encoder
+        object.__setattr__(self, "text", text)  # frozen: neither a submodule nor in the state
+        width = c.width or encoder.widths[-1]
+        self.from_volume = nn.Linear(encoder.widths[-1], width)
+        self.from_text = nn.Linear(text.width, width)
+        self.needs_volume_fusion = bool(c.mim or c.cml or (c.dfa and c.dfa_form == "fused"))
+        if self.needs_volume_fusion:
+            self.volume_fusion = self._fusion(width, mode=c.mim_attention)
+        if c.mlm or c.sfr or c.cml:
+            self.text_fusion = self._fusion(width, mode=c.mlm_attention)
+        if c.mim:
+            self.voxel_decoder = VoxelDecoder(width, stride=stride)
+        if c.mlm:
+            self.report_decoder = ReportDecoder(width, vocabulary=text.vocabulary)
+        if c.sfr:
+            self._build_sfr(width)
+        if c.cml:
+            self.pool_text, self.pool_fused_text = (AttentionPool(width, heads=c.self_heads) for _ in range(2))
+        if c.ssm or c.dfa:  # Eq. 11, without a residual: else a sentence could pass as its own visual feature
+            if c.query == "sentence":
+                self.specific = CrossModalAttention(width, mode="classical", heads=c.heads)
+            else:
+                self.specific = Fusion(width, layers=c.layers, gate=c.gate, heads=c.heads, plain=True)
+        if c.dfa:
+            self.pool_specific = AttentionPool(width, heads=c.self_heads)
+
+    def _fusion(self, width: int, *, mode: Mode) -> Fusion:
+        c = self.config
+        gate = "softmax" if mode == "classical" else c.gate
+        return Fusion(
+            width, layers=c.layers, mode=mode, gate=gate, heads=c.heads, self_heads=c.self_heads, plain=c.plain
+        )
+
+    def _build_sfr(self, width: int) -> None:
+        """S_REC goes back to the width of the text, or both sides to 8 channels."""
+        if self.config.sfr_space == "features":
+            self.to_text = nn.Linear(width, self.text.width)
+            self.to_target = nn.Identity()
+        else:
+            self.to_text, self.to_target = (
+                nn.Sequential(nn.Linear(w, w // 2), nn.ReLU(), nn.Linear(w // 2, 8)) for w in (width, self.text.width)
+            )
+
+    def forward(self, batch: Batch) -> Losses:
+        """The terms with a weight, weighted, in the order of Eq. 15. Raises ValueError for a batch without reports."""
+        c, told = self.config, self._told(batch)
+        terms: Losses = {}
+        if c.mim:
+            terms["mim"] = self._volume_term(batch, told)
+        if c.mlm or c.sfr or c.cml or c.ssm or c.dfa:
+            volume = self.from_volume(self.encoder(batch.volume).tokens)
+            if c.mlm or c.sfr:
+                terms |= self._word_terms(batch, told, volume)
+            if c.cml or c.ssm or c.dfa:
+                terms |= self._global_terms(told, volume)
+        return {name: getattr(c, name) * terms[name] for name in TERMS if name in terms}
+
+    @torch.no_grad()
+    def maps(self, batch: Batch) -> tuple[Float[Tensor, "B layers heads S N"], tuple[int, int, int]]:
+        """Where each sentence looks: the maps of the volume's fusion layers on unmasked input, and the grid of the N
+        tokens.
+
+        With softmax over the volume tokens ("ours") each row sums to 1; in the classical mechanism each column does.
+        Maps of words are averaged over a sentence. A method without volume fusion gives the map of Eq. 11 instead, as
+        its one layer. Rows of sentences that don't exist mean nothing. Raises ValueError if the variant attends to no
+        volume token.
+        """
+        c, told = self.config, self._told(batch)
+        seen = self.encoder(batch.volume)
+        volume = self.from_volume(seen.tokens)
+        if self.needs_volume_fusion:
+            _, maps = self.volume_fusion(volume, told.clues, y_real=told.real)
+            if c.mim_attention == "classical":
+                maps = maps.transpose(-1, -2)
+            if c.guidance == "word":
+                flat = maps.movedim(3, 1).flatten(2)
+                pooled = sentence_mean(flat, told.report.sentence, told.sentences.shape[1])
+                maps = pooled.unflatten(2, (*maps.shape[1:3], -1)).movedim(1, 3)
+        elif (c.ssm or c.dfa) and c.query == "sentence" and c.keys == "tokens":
+            maps = self._specific(told, volume)[1][:, None]
+        else:
+            raise ValueError("this variant has no attention from text to volume tokens: give mim or cml a weight")
+        return maps.float(), seen.grid
+
+    def _told(self, batch: Batch) -> Told:
+        """What the unmasked report says, at the width of the fusion."""
+        report = batch.report
+        if report is None:
+            raise ValueError("MG-3D learns from reports: this batch has none; take a corpus with reports")
+        with torch.no_grad():
+            words = self.text.word_features(report)
+            sentences = sentence_mean(words, report.sentence, report.alone.shape[1])
+        if self.config.guidance == "word":
+            return Told(report, sentences, self.from_text(words), report.sentence >= 0)
+        return Told(report, sentences, self.from_text(sentences), report.sentences)
+
+    def _volume_term(self, batch: Batch, told: Told) -> Float[Tensor, ""]:
+        """Eq. 1 and 2: rebuild the volume from what is left of it and what the report says."""
+        c = self.config
+        d, h, w = batch.volume.shape[2:]
+        mask = block_mask(batch.seeds, (d, h, w), cube=c.mask_cube, ratio=c.mask_ratio, shared=c.mask_shared)
+        seen = self.encoder(batch.volume, mask=mask)
+        fused, _ = self.volume_fusion(self.from_volume(seen.tokens), told.clues, y_real=told.real)
+        rebuilt = self.voxel_decoder(fused, grid=seen.grid, size=(d, h, w))
+        return losses.mim(rebuilt, batch.volume, voxels(mask, (d, h, w)) if c.mim_region == "hidden" else None)
+
+    def _word_terms(self, batch: Batch, told: Told, volume: Float[Tensor, "B N E"]) -> Losses:
+        """Eq. 3 to 6: recover the hidden words, and the features of their sentences, with the help of the volume."""
+        c, report = self.config, told.report
+        terms: Losses = {}
+        masked, labels = mask_words(
+            report, batch.seeds, mask_id=self.text.mask_id, vocabulary=self.text.vocabulary, ratio=c.word_ratio
+        )
+        with torch.no_grad():
+            words = self.text(masked)
+        fused, _ = self.text_fusion(self.from_text(words), volume, x_real=report.real)
+        if c.mlm:
+            terms["mlm"] = losses.mlm(self.report_decoder(fused, labels != -100), labels)
+        if c.sfr:
+            rebuilt = self.to_text(sentence_mean(fused, report.sentence, report.alone.shape[1]))
+            target, total = self.to_target(told.sentences), c.sfr_space == "heads"
+            terms["sfr"] = losses.sfr(rebuilt, target, report.sentences, total=total)
+        return terms
+
+    def _global_terms(self, told: Told, volume: Float[Tensor, "B N E"]) -> Losses:
+        """Eq. 7 to 13: what compares patients, over the batch of all processes."""
+        c, real = self.config, told.report.sentences
+        terms: Losses = {}
+        f_volume = self.gather(volume.mean(1))
+        h_volume = f_volume
+        if c.cml or (c.dfa and c.dfa_form == "fused"):
+            h_volume = self.gather(self.volume_fusion(volume, told.clues, y_real=told.real)[0].mean(1))
+        if c.cml:
+            f_text = self.gather(self.pool_text(told.clues, told.real))
+            fused, _ = self.text_fusion(told.clues, volume, x_real=told.real)
+            h_text = self.gather(self.pool_fused_text(fused, told.real))
+            terms["cml"] = losses.cml(h_volume, f_volume, h_text, f_text, tau=c.tau, joint=c.cml_form == "joint")
+        if not (c.ssm or c.dfa):
+            return terms
+        specific, _ = self._specific(told, volume)
+        if c.ssm:
+            alone = self.text.sentence_features(told.report)
+            visual, textual, exists = (self.gather(x) for x in (specific, alone, real))
+            terms["ssm"] = losses.ssm(visual, textual, exists, thresholds=c.ssm_thresholds)
+        if c.dfa:
+            whole = self.gather(self.pool_specific(specific, real))
+            fused_form = c.dfa_form == "fused"
+            terms["dfa"] = losses.dfa(whole, h_volume if fused_form else f_volume, tau=c.tau, symmetric=fused_form)
+        return terms
+
+    def _specific(
+        self, told: Told, volume: Float[Tensor, "B N E"]
+    ) -> tuple[Float[Tensor, "B S E"], Float[Tensor, "B *layers queries keys"]]:
+        """H_S of Eq. 11, the volume as each sentence sees it, and the map, of one layer if sentences ask."""
+        c = self.config
+        sentences = self.from_text(told.sentences) if c.guidance == "word" else told.clues
+        keys = volume.mean(1, keepdim=True) if c.query == "volume" or c.keys == "pooled" else volume
+        return self.specific(sentences, keys, x_real=told.report.sentences)

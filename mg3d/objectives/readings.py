@@ -1,0 +1,119 @@
+"""How we read the paper: MG-3D's loss weights and every choice that its text leaves open, as one table of fields.
+
+The first value of each field is our reading of the paper; the others are what the released code computes, or a row of
+an ablation. `VARIANTS` names sets of them.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Literal, get_args
+
+from mg3d.attention import Gate, Mode
+
+TERMS = ("mim", "mlm", "sfr", "cml", "ssm", "dfa")
+
+
+@dataclass(frozen=True)
+class MG3DConfig:
+    """Weights and readings. A term of weight 0 is not computed, and what only it needs is not built.
+
+    Raises ValueError for a value that does not exist, listing those that do.
+    """
+
+    # Weights of Eq. 10 and 14: lambda_alpha = 1, lambda_beta = lambda_gamma = 0.1 (Sec. IV-B)
+    mim: float = 1.0
+    mlm: float = 1.0
+    sfr: float = 0.1
+    cml: float = 0.1
+    ssm: float = 0.1
+    dfa: float = 0.1
+
+    # Eq. 1, 3: what asks the volume, who asks whom, how the map is scaled
+    guidance: Literal["sentence", "word"] = "sentence"
+    mim_attention: Mode = "ours"
+    mlm_attention: Mode = "ours"
+    gate: Gate = "softmax"
+    plain: bool = False  # True: fusion layers without self-attention, feed-forward, residual and norm (released)
+    layers: int = 2
+    heads: int = 1  # of the cross-modal attention: its maps stay one a layer
+    self_heads: int = 8  # of self-attention and attention pooling
+    width: int = 0  # of the fusion; 0 = the encoder's last width
+
+    # Eq. 2: what is hidden, and where the error counts
+    mask_cube: int = 16  # voxels a side
+    mask_ratio: float = 0.5
+    mask_shared: bool = False  # one mask for the batch (released)
+    mim_region: Literal["volume", "hidden"] = "volume"
+
+    # Eq. 4: whole words hidden
+    word_ratio: float = 0.15
+
+    # Eq. 5, 6: "features" compares S_REC with F_S itself, a constant, mean over sentences; "heads" two learned
+    # projections to 8 channels, sum over sentences (released)
+    sfr_space: Literal["features", "heads"] = "features"
+
+    # Eq. 7 to 9: "two" losses, F_I with H_I and F_T with H_T, or one on the "joint" concatenations (released)
+    cml_form: Literal["two", "joint"] = "two"
+    tau: float = 0.1
+
+    # Eq. 11: sentences ask the volume tokens. With one "pooled" key all sentences of a patient would get the same
+    # vector. The pooled "volume" asks the sentences in the released code
+    query: Literal["sentence", "volume"] = "sentence"
+    keys: Literal["tokens", "pooled"] = "tokens"
+
+    # Eq. 12, 13
+    ssm_thresholds: bool = False  # text cosines from 0.9 up, and those to 0.6 as 0; the middle is free (released)
+    dfa_form: Literal["plain", "fused"] = "plain"  # "fused": with H_I instead of F_I, both directions (released)
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, valid = getattr(self, field.name), get_args(field.type)
+            if valid and value not in valid:
+                raise ValueError(f"{field.name}={value!r}; valid: {', '.join(valid)}")
+        for name in TERMS:
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}={getattr(self, name)} is a loss weight: take 0 or more")
+        if not any(getattr(self, name) for name in TERMS):
+            raise ValueError(f"every weight is 0: nothing to learn from; give one of {', '.join(TERMS)} a weight")
+        for name in ("mask_ratio", "word_ratio"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} is the hidden share: take a number between 0 and 1")
+        for name in ("layers", "heads", "self_heads", "mask_cube", "tau"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}: take a number above 0")
+
+
+PAPER = MG3DConfig()
+INTRA = replace(PAPER, ssm=0.0, dfa=0.0)  # the rows of Table III have no inter-patient losses
+
+VARIANTS = {
+    "paper": PAPER,
+    # What the released code computes, after its released layers are reduced to what reaches a loss: see DESIGN's
+    # readings.
+    "released": replace(
+        PAPER,
+        gate="sigmoid",
+        plain=True,
+        mask_shared=True,
+        mim_region="hidden",
+        sfr_space="heads",
+        cml_form="joint",
+        query="volume",
+        ssm_thresholds=True,
+        dfa_form="fused",
+    ),
+    # Table III, from its second row on. Its MLM column includes SFR.
+    "word": replace(INTRA, guidance="word", mim_attention="classical", mlm_attention="classical"),
+    "classical": replace(INTRA, mim_attention="classical", mlm_attention="classical"),
+    "mlm-classical": replace(INTRA, mlm_attention="classical"),
+    "intra-no-cml": replace(INTRA, cml=0.0),
+    "intra": INTRA,
+    # Table IV
+    "no-sfr": replace(PAPER, sfr=0.0),
+    "no-dfa": replace(PAPER, dfa=0.0),
+    "no-ssm": replace(PAPER, ssm=0.0),
+    # Not in the paper: the other terms left out, and Eq. 11 to the letter
+    "no-mim": replace(PAPER, mim=0.0),
+    "no-mlm": replace(PAPER, mlm=0.0),
+    "no-cml": replace(PAPER, cml=0.0),
+    "pooled": replace(PAPER, keys="pooled"),
+}

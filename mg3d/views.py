@@ -1,0 +1,92 @@
+"""What an objective hides from a model: blocks of a volume, words of a report. Tensor in, tensor out.
+
+Chance here is counter-based: a number is a hash of (the sample's seed, stream, counter), as in Salmon et al., "Parallel
+random numbers: as easy as 1, 2, 3" (SC 2011). So there is no generator state: a mask is the same on every device, at
+any number of processes, and after a resume. Streams keep the draws for different purposes independent.
+"""
+
+from typing import Final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mg3d.types import Report
+
+# One stream for each purpose.
+BLOCKS: Final = 1
+WORDS: Final = 2
+REPLACEMENT: Final = 3
+SUBSTITUTE: Final = 4
+
+# splitmix64 (Steele, Lea, Flood, OOPSLA 2014): the golden ratio's step and its mixing factors, as signed 64-bit
+# integers.
+_STEP = 0x9E3779B97F4A7C15 - 2**64
+_FACTORS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical shift to the right; torch's own keeps the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """splitmix64's finaliser: every bit of the input flips each bit of the output with a chance of one half."""
+    x = (x ^ _shift(x, 30)) * _FACTORS[0]
+    x = (x ^ _shift(x, 27)) * _FACTORS[1]
+    return x ^ _shift(x, 31)
+
+
+def noise(seeds: Int[Tensor, "B"], n: int, *, stream: int) -> Float[Tensor, "B n"]:
+    """n numbers a sample, uniform in [0, 1) with 24 bits, so exact in float32: equal on every device."""
+    counter = torch.arange(n, device=seeds.device, dtype=torch.int64)
+    key = _mix(_mix(seeds.to(torch.int64) * _STEP) + stream)
+    return _shift(_mix(key[:, None] + (counter + 1) * _STEP), 40).to(torch.float32) * 2.0**-24
+
+
+def block_mask(
+    seeds: Int[Tensor, "B"],
+    size: tuple[int, int, int],
+    *,
+    cube: int = 16,
+    ratio: float = 0.5,
+    shared: bool = False,
+) -> Bool[Tensor, "B d h w"]:
+    """Hide (True) exactly round(ratio * cells) of the cubes that tile a volume of `size` voxels (Sec. III-B.1a).
+
+    The grid has size / `cube` cells a side, rounded, at least one. `shared` draws one mask, from the first seed, for
+    the whole batch, as the released code does. Raises ValueError if `ratio` is not within [0, 1].
+    """
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"ratio={ratio} is the hidden share of the cells: take a number from 0 to 1")
+    d, h, w = (max(1, round(side / cube)) for side in size)
+    draws = noise(seeds[:1] if shared else seeds, d * h * w, stream=BLOCKS)
+    first = draws.argsort(dim=1, stable=True)[:, : round(ratio * d * h * w)]
+    mask = torch.zeros_like(draws, dtype=torch.bool).scatter_(1, first, True)
+    return mask.view(-1, d, h, w).expand(len(seeds), -1, -1, -1)
+
+
+def mask_words(
+    report: Report, seeds: Int[Tensor, "B"], *, mask_id: int, vocabulary: int, ratio: float = 0.15
+) -> tuple[Int[Tensor, "B L"], Int[Tensor, "B L"]]:
+    """Hide words for masked language modelling: the masked ids, and labels that are -100 on words not asked for.
+
+    Whole-word masking, as BERT's second release and the released MG-3D do: round(ratio * words) whole words of each
+    report, at least one, with all their pieces. Of the chosen pieces 80 % become [MASK], 10 % a random id and 10 % stay
+    (Devlin et al. 2019, drawn for each piece). [CLS], [SEP] and padding belong to no word, so they are never chosen.
+    """
+    length = report.words.shape[1]
+    piece = report.word >= 0
+    word = report.word.clamp_min(0).long()
+    exists = torch.zeros_like(word).scatter_reduce_(1, word, piece.long(), "amax").bool()
+    draws = noise(seeds, length, stream=WORDS).masked_fill(~exists, 2.0)
+    rank = draws.argsort(dim=1, stable=True).argsort(dim=1)
+    words = exists.sum(1, keepdim=True)
+    wanted = (ratio * words).round().clamp_min(1)
+    chosen = (exists & (rank < wanted)).gather(1, word) & piece
+
+    kind = noise(seeds, length, stream=REPLACEMENT)
+    random = (noise(seeds, length, stream=SUBSTITUTE) * vocabulary).to(report.words.dtype)
+    masked = report.words.masked_fill(chosen & (kind < 0.8), mask_id)
+    masked = torch.where(chosen & (kind >= 0.9), random, masked)
+    return masked, report.words.masked_fill(~chosen, -100)
