@@ -13,28 +13,26 @@ or valid_*. Where a volume lies under both `train` and `train_fixed`, the fixed 
 """
 
 import os
-from collections.abc import Iterator
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from mg3d.data.listing import SPLITS, BadTable, Listing, MissingCorpus, Problem
-from mg3d.data.table import check_unique, numbers, read_table, whole
+from mg3d.data.listing import SPLITS, BadTable, Listing, MissingCorpus, Problem, few
+from mg3d.data.table import Table, read_table
 from mg3d.types import Case
 
-if TYPE_CHECKING:
-    from pandas import DataFrame, Series
-
 NAMES = {"train": ("train",), "valid": ("validation", "valid"), "test": ("test",)}  # how files name the splits
+NAME = re.compile(r"[^_]+(_[^_]+){2,}\.nii\.gz")  # patient (two parts), scan, reconstruction
 EMPTY = ("", "not given", "nan", "none")  # what stands in the tables where a section was not dictated
 
 
 @dataclass(frozen=True)
 class _Split:
-    """The files of one split; only `reports` is always there."""
+    """The files of one split that exist."""
 
     name: str
-    reports: Path
+    folder: Path
+    reports: Path | None
     labels: Path | None
     metadata: Path | None
     no_chest: Path | None
@@ -48,39 +46,40 @@ def list_ctrate(folder: Path, *, get: str) -> Listing:
     as showing no chest (not-chest). Raises MissingCorpus when no reports table or no volume is there, BadTable on a
     fault in a table (among them a repeated VolumeName).
     """
-    dataset = folder if folder.name == "dataset" or not (folder / "dataset").is_dir() else folder / "dataset"
-    splits = list(_splits(dataset))
-    if not splits:
+    dataset = folder / "dataset" if (folder / "dataset").is_dir() else folder
+    splits = [_split(dataset, name) for name in SPLITS]
+    if not any(s.reports for s in splits):
         wanted = [dataset / "radiology_text_reports" / f"{NAMES[s][0]}_reports.csv" for s in SPLITS]
         raise MissingCorpus.of("Every reports table", looked=wanted, get=get)
     truths = _scan(dataset.parent / "truth", ".json")
     cases, problems = [], []
     for split in splits:
         found = _volumes(dataset, split.name)
-        listing = _list_split(split, found, truths, dataset)
-        cases += listing.cases
-        problems += listing.problems
+        if split.reports is not None:
+            listing = _list_split(split, split.reports, found, truths)
+            cases += listing.cases
+            problems += listing.problems
+        else:
+            problems += _unnamed(found, f"no reports table of {split.name}")
     if not cases and all(p.reason == "missing" for p in problems):
-        raise MissingCorpus.of("Every volume that the reports name", looked=[dataset / s.name for s in splits], get=get)
+        looked = [s.folder for s in splits if s.reports]
+        raise MissingCorpus.of("Every volume that the reports name", looked=looked, get=get)
     return Listing(cases, problems)
 
 
-def _splits(dataset: Path) -> Iterator[_Split]:
-    for name in SPLITS:
+def _split(dataset: Path, name: str) -> _Split:
+    def first(folder: str, pattern: str) -> Path | None:
+        paths = [dataset / folder / pattern.format(n) for n in NAMES[name]]
+        return next((p for p in paths if p.is_file()), None)
 
-        def first(folder: str, pattern: str, names: tuple[str, ...] = NAMES[name]) -> Path | None:
-            paths = [dataset / folder / pattern.format(n) for n in names]
-            return next((p for p in paths if p.is_file()), None)
-
-        reports = first("radiology_text_reports", "{}_reports.csv")
-        if reports is not None:
-            yield _Split(
-                name,
-                reports,
-                first("multi_abnormality_labels", "{}_predicted_labels.csv"),
-                first("metadata", "{}_metadata.csv"),
-                first("metadata", "no_chest_{}.txt"),
-            )
+    return _Split(
+        name=name,
+        folder=dataset / name,
+        reports=first("radiology_text_reports", "{}_reports.csv"),
+        labels=first("multi_abnormality_labels", "{}_predicted_labels.csv"),
+        metadata=first("metadata", "{}_metadata.csv"),
+        no_chest=first("metadata", "no_chest_{}.txt"),
+    )
 
 
 def _volumes(dataset: Path, split: str) -> dict[str, str]:
@@ -104,72 +103,76 @@ def _scan(folder: Path, suffix: str) -> dict[str, str]:
     return found
 
 
-def _list_split(split: _Split, found: dict[str, str], truths: dict[str, str], dataset: Path) -> Listing:
-    table = read_table(split.reports, columns=("VolumeName", "Findings_EN", "Impressions_EN"))
-    check_unique(split.reports, table["VolumeName"])
-    names = table["VolumeName"]
-    ids = names.str.removesuffix(".nii.gz")
-    patients = ids.str.extract(r"^([^_]+_[^_]+)_", expand=False)
-    if patients.isna().any():
-        row = patients.index[patients.isna()][0]
-        raise BadTable(split.reports, f"row {row}: {names[row]!r} is no volume name such as {split.name}_1_a_1.nii.gz")
-    reports = _text(table)
-    rescale = _rescale(split.metadata)
-    labels = _labels(split.labels)
-    no_chest = set() if split.no_chest is None else {Path(n).name for n in split.no_chest.read_text().split()}
+def _list_split(split: _Split, reports: Path, found: dict[str, str], truths: dict[str, str]) -> Listing:
+    table = read_table(reports, columns=("VolumeName", "Findings_EN", "Impressions_EN"))
+    names = table.unique("VolumeName")
+    bad = [f"{n!r} (line {i})" for n, i in zip(names, table.lines, strict=True) if not NAME.fullmatch(n)]
+    if bad:
+        raise BadTable(reports, f"{few(bad)}: a volume has a name such as {split.name}_1_a_1.nii.gz.")
+    rescale, labels, no_chest = _rescale(split.metadata), _labels(split.labels), _no_chest(split.no_chest)
 
     cases, problems = [], []
-    for name, id_, patient, report in zip(names, ids, patients, reports, strict=True):
-        path = found.get(name)
+    for name, report in zip(names, _text(table), strict=True):
+        id_, path = name.removesuffix(".nii.gz"), found.get(name)
+        patient = "_".join(id_.split("_")[:2])
         if path is None:
-            expected = dataset / split.name / patient / id_.rsplit("_", 1)[0] / name
-            problems.append(Problem(id_, str(expected), "missing", "the reports table names it; the file is not there"))
-        elif name in no_chest:
+            path = str(split.folder / patient / id_.rsplit("_", 1)[0] / name)
+            problems.append(Problem(id_, path, "missing", f"{reports} names it; the file is not there"))
+        elif id_ in no_chest:
             problems.append(Problem(id_, path, "not-chest", f"{split.no_chest} says that it shows no chest"))
         elif not report:
-            problems.append(Problem(id_, path, "empty-report", f"no findings and no impression in {split.reports}"))
+            problems.append(Problem(id_, path, "empty-report", f"no findings and no impression in {reports}"))
         else:
             truth = truths.get(f"{id_}.json")
-            cases.append(
-                Case(
-                    id=id_,
-                    patient=patient,
-                    split=split.name,
-                    volume=Path(path),
-                    report=report,
-                    labels=labels.get(name, {}),
-                    rescale=rescale.get(name),
-                    truth=Path(truth) if truth else None,
-                )
+            case = Case(
+                id=id_,
+                patient=patient,
+                split=split.name,
+                volume=Path(path),
+                report=report,
+                labels=labels.get(name, {}),
+                rescale=rescale.get(name),
+                truth=Path(truth) if truth else None,
             )
-    for name in sorted(found.keys() - set(names)):
-        detail = f"no row of {split.reports} names this volume"
-        problems.append(Problem(name.removesuffix(".nii.gz"), found[name], "no-report", detail))
-    return Listing(cases, problems)
+            cases.append(case)
+    rest = {name: found[name] for name in found.keys() - set(names)}
+    return Listing(cases, problems + _unnamed(rest, f"no row of {reports} names this volume"))
 
 
-def _text(table: "DataFrame") -> "Series":
+def _unnamed(found: dict[str, str], detail: str) -> list[Problem]:
+    return [Problem(name.removesuffix(".nii.gz"), found[name], "no-report", detail) for name in sorted(found)]
+
+
+def _text(table: Table) -> list[str]:
     """Findings, then impression; a section that was not dictated is left out."""
-    sections = [table[c].str.strip() for c in ("Findings_EN", "Impressions_EN")]
-    findings, impression = (s.where(~s.str.lower().str.rstrip(".").isin(EMPTY), "") for s in sections)
-    return (findings + " " + impression).str.strip()
+    pairs = zip(table["Findings_EN"], table["Impressions_EN"], strict=True)
+    return [" ".join(section for section in pair if section.lower().rstrip(".") not in EMPTY) for pair in pairs]
+
+
+def _no_chest(path: Path | None) -> set[str]:
+    """Ids of the volumes that the publisher's list names, one name or path a line."""
+    lines = [] if path is None else path.read_text(encoding="utf-8").split()
+    return {Path(line).name.removesuffix(".nii.gz") for line in lines}
 
 
 def _rescale(path: Path | None) -> dict[str, tuple[float, float]]:
+    """Volume name -> slope and intercept that the metadata table states."""
     if path is None:
         return {}
     table = read_table(path, columns=("VolumeName", "RescaleSlope", "RescaleIntercept"))
-    check_unique(path, table["VolumeName"])
-    slope, intercept = (numbers(path, table[c]) for c in ("RescaleSlope", "RescaleIntercept"))
-    stated = slope.notna() & intercept.notna()
-    pairs = zip(slope[stated].tolist(), intercept[stated].tolist(), strict=True)
-    return dict(zip(table["VolumeName"][stated], pairs, strict=True))
+    rows = zip(
+        table.unique("VolumeName"), table.numbers("RescaleSlope"), table.numbers("RescaleIntercept"), strict=True
+    )
+    return {name: (slope, intercept) for name, slope, intercept in rows if slope is not None and intercept is not None}
 
 
 def _labels(path: Path | None) -> dict[str, dict[str, int]]:
+    """Volume name -> labels, in the order of the table's columns."""
     if path is None:
         return {}
     table = read_table(path, columns=("VolumeName",))
-    check_unique(path, table["VolumeName"])
-    values = table.drop(columns="VolumeName").apply(lambda column: whole(path, column))
-    return dict(zip(table["VolumeName"], values.to_dict("records"), strict=True))
+    names = [name for name in table.columns if name != "VolumeName"]
+    rows = zip(*(table.whole(name) for name in names), strict=True)
+    return {
+        volume: dict(zip(names, row, strict=True)) for volume, row in zip(table.unique("VolumeName"), rows, strict=True)
+    }

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mg3d.data.hu import EIGHT_BIT
 from mg3d.data.listing import BadTable, Listing, MissingCorpus, Problem, few, shuffled
-from mg3d.data.table import check_unique, read_table, whole
+from mg3d.data.table import read_table
 from mg3d.types import Case
 
 SEED, EVERY = 0, 20  # of `train`, one case in twenty becomes `valid`
@@ -92,6 +92,7 @@ def _labels(folder: Path) -> dict[str, dict[str, int]]:
     if not path.is_file():
         return {}
     table = read_table(path, columns=("id",))
-    check_unique(path, table["id"])
-    values = table.drop(columns="id").apply(lambda column: (whole(path, column) == 1).astype(int))
-    return dict(zip(table["id"], values.to_dict("records"), strict=True))
+    names = [name for name in table.columns if name != "id"]
+    rows = zip(*(table.whole(name) for name in names), strict=True)
+    present = [{name: int(value == 1) for name, value in zip(names, row, strict=True)} for row in rows]
+    return dict(zip(table.unique("id"), present, strict=True))

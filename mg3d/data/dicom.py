@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -97,7 +97,7 @@ def _slices(folder: Path, file: str) -> Iterator[_Slice]:
 
 
 def _slice(path: Path, dataset: "Dataset", frame: int | None) -> _Slice:
-    def value(keyword: str, macro: str, default: object = None) -> object:
+    def value(keyword: str, macro: str, default: Any = None) -> Any:
         """A tag of the file, or of the frame's functional group, or of the group that all frames share."""
         if frame is None:
             return dataset.get(keyword, default)
@@ -158,7 +158,7 @@ def _check_orientation(slices: list[_Slice], folder: Path) -> None:
         geometry = (*np.round(s.rows_cols / PARALLEL).ravel(), *np.round(s.spacing_mm, 4))
         groups[(*geometry, s.dataset.Rows, s.dataset.Columns)].append(s)
     if len(groups) > 1:
-        many = slices[0] if len(groups) == len(slices) else max(groups.values(), key=len)[0]
+        many = max(groups.values(), key=len)[0]
         odd = [s for s in slices if not _alike(s, many)]
         if odd:
             raise BadVolume(
@@ -222,9 +222,9 @@ def _voxels(slices: list[_Slice], folder: Path) -> np.ndarray:
 
 
 def _pixels(s: _Slice, folder: Path) -> np.ndarray:
-    from pydicom.pixels import pixel_array
+    from pydicom.pixels.utils import pixel_array
 
-    syntax = s.dataset.file_meta.get("TransferSyntaxUID") if "file_meta" in vars(s.dataset) else None
+    syntax = s.dataset.file_meta.get("TransferSyntaxUID")
     try:
         pixels = pixel_array(s.dataset, index=s.frame)
     except (RuntimeError, NotImplementedError, ImportError, AttributeError) as error:

@@ -19,14 +19,10 @@ UTF-8, with or without a byte-order mark; commas; double quotes round text that 
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mg3d.data.listing import SPLITS, BadTable, Listing, MissingCorpus, Problem, few, split_patients
-from mg3d.data.table import check_unique, numbers, read_table, whole
+from mg3d.data.table import Table, read_table
 from mg3d.types import Case
-
-if TYPE_CHECKING:
-    from pandas import DataFrame, Series
 
 NEEDED = ("id", "volume", "report")
 KNOWN = (*NEEDED, "patient", "split", "slope", "intercept")
@@ -40,29 +36,25 @@ def list_folder(folder: Path, *, get: str) -> Listing:
     """
     path = _find(folder, get=get)
     table = read_table(path, columns=NEEDED)
-    table[table.columns] = table.apply(lambda column: column.str.strip())
-    check_unique(path, table["id"])
-    patients = _patients(path, table)
-    splits = _splits(path, table, patients)
-    rescale = _rescale(path, table)
-    labels = _labels(path, table)
-    volumes = [os.path.join(path.parent, v) for v in table["volume"]]
-    _check_volumes(path, table, volumes, patients)
+    ids = table.unique("id")
+    patients = table.filled("patient") if "patient" in table else ids
+    volumes = [os.path.normpath(os.path.join(path.parent, volume)) for volume in table.filled("volume")]
+    _check_volumes(table, volumes, patients)
+    columns = (ids, patients, _splits(table, patients), volumes, table["report"], _labels(table), _rescale(table))
 
     cases, problems = [], []
-    for i, (row, id_) in enumerate(table["id"].items()):
-        where, report = volumes[i], table["report"].iloc[i]
-        if not table["volume"].iloc[i]:
-            problems.append(Problem(id_, str(path), "missing", f"row {row} names no volume"))
-        elif not os.path.exists(where):
-            problems.append(Problem(id_, where, "missing", f"row {row} of {path} names it; the file is not there"))
+    for line, (id_, patient, split, volume, report, labels, rescale) in zip(
+        table.lines, zip(*columns, strict=True), strict=True
+    ):
+        if not os.path.exists(volume):
+            problems.append(Problem(id_, volume, "missing", f"line {line} of {path} names it; it is not there"))
         elif not report:
-            problems.append(Problem(id_, where, "empty-report", f"no report in row {row} of {path}"))
+            problems.append(Problem(id_, volume, "empty-report", f"no report in line {line} of {path}"))
         else:
-            case = Case(id_, patients.iloc[i], splits.iloc[i], Path(where), report, labels[i], rescale[i])
-            cases.append(case)
+            cases.append(Case(id_, patient, split, Path(volume), report, labels, rescale))
     if not cases and all(p.reason == "missing" for p in problems):
-        raise MissingCorpus.of(f"Every volume that {path} names", looked=map(Path, volumes[:3]), get=get)
+        looked = [Path(volume) for volume in volumes[:3]]
+        raise MissingCorpus.of(f"Every volume that {path} names", looked=looked, get=get)
     return Listing(cases, problems)
 
 
@@ -82,54 +74,52 @@ def _find(folder: Path, *, get: str) -> Path:
     return found[0]
 
 
-def _patients(path: Path, table: "DataFrame") -> "Series":
-    if "patient" not in table:
-        return table["id"]
-    blank = table.index[table["patient"] == ""]
-    if len(blank):
-        raise BadTable(path, f"no patient in row {few(blank)}. Fill the column, or leave it out.")
-    return table["patient"]
-
-
-def _splits(path: Path, table: "DataFrame", patients: "Series") -> "Series":
+def _splits(table: Table, patients: list[str]) -> list[str]:
     if "split" not in table:
-        return patients.map(split_patients(patients))
-    bad = table.index[~table["split"].isin(SPLITS)]
-    if len(bad):
-        shown = few(f"{table['split'][row]!r} (row {row})" for row in bad)
-        raise BadTable(path, f"unknown split {shown}. Valid: {', '.join(SPLITS)}; or leave the column out.")
+        drawn = split_patients(patients)
+        return [drawn[patient] for patient in patients]
+    bad = [i for i, split in enumerate(table["split"]) if split not in SPLITS]
+    if bad:
+        shown = few(f"{table['split'][i]!r} (line {table.lines[i]})" for i in bad)
+        raise BadTable(table.path, f"unknown split {shown}. Valid: {', '.join(SPLITS)}; or leave the column out.")
     return table["split"]
 
 
-def _rescale(path: Path, table: "DataFrame") -> list[tuple[float, float] | None]:
-    given = [c for c in ("slope", "intercept") if c in table]
+def _rescale(table: Table) -> list[tuple[float, float] | None]:
+    given = [name for name in ("slope", "intercept") if name in table]
     if not given:
         return [None] * len(table)
     if len(given) == 1:
-        raise BadTable(path, f"a column {given[0]} by itself. Give both slope and intercept, or none.")
-    slope, intercept = numbers(path, table["slope"]), numbers(path, table["intercept"])
-    half = table.index[slope.isna() != intercept.isna()]
-    if len(half):
-        raise BadTable(path, f"only one of slope and intercept in row {few(half)}. Give both, or none.")
-    return [None if s != s else (s, i) for s, i in zip(slope.tolist(), intercept.tolist(), strict=True)]
+        raise BadTable(table.path, f"a column {given[0]} by itself. Give both slope and intercept, or none.")
+    pairs = []
+    for line, slope, intercept in zip(table.lines, table.numbers("slope"), table.numbers("intercept"), strict=True):
+        if (slope is None) != (intercept is None):
+            raise BadTable(table.path, f"only one of slope and intercept in line {line}. Give both, or none.")
+        pairs.append(None if slope is None or intercept is None else (slope, intercept))
+    return pairs
 
 
-def _labels(path: Path, table: "DataFrame") -> list[dict[str, int]]:
+def _labels(table: Table) -> list[dict[str, int]]:
     """One dict a row. A column without any number is a note; one with numbers must hold whole numbers throughout."""
-    import pandas as pd
-
-    others = [c for c in table if c not in KNOWN]
-    labels = [c for c in others if pd.to_numeric(table[c], errors="coerce").notna().any()]
-    if not labels:
-        return [{} for _ in range(len(table))]
-    return table[labels].apply(lambda column: whole(path, column)).to_dict("records")
+    names = [name for name in table.columns if name not in KNOWN and any(map(_is_number, table[name]))]
+    columns = {name: table.whole(name) for name in names}
+    return [{name: columns[name][i] for name in names} for i in range(len(table))]
 
 
-def _check_volumes(path: Path, table: "DataFrame", volumes: list[str], patients: "Series") -> None:
+def _is_number(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_volumes(table: Table, volumes: list[str], patients: list[str]) -> None:
     """Raise BadTable when one file is given to two patients: they may end in two splits, unseen."""
-    owner: dict[str, int] = {}
+    first: dict[str, int] = {}
     for i, volume in enumerate(volumes):
-        first = owner.setdefault(os.path.normpath(volume), i)
-        if table["volume"].iloc[i] and patients.iloc[first] != patients.iloc[i]:
-            rows = f"{table.index[first]} and {table.index[i]}"
-            raise BadTable(path, f"rows {rows} give the volume {volume} to two patients. Give them the same patient.")
+        j = first.setdefault(volume, i)
+        if patients[j] != patients[i]:
+            lines = f"{table.lines[j]} and {table.lines[i]}"
+            detail = f"lines {lines} give the volume {volume} to two patients. Give them the same patient."
+            raise BadTable(table.path, detail)

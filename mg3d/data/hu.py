@@ -68,7 +68,8 @@ def evidence(hu: np.ndarray) -> Evidence:
         core = np.zeros_like(whole)
         core[1:-1] = whole[1:-1] & whole[:-2] & whole[2:]
         inside = np.moveaxis(core, 0, axis)
-    return Evidence(between(*AIR_HU).sum() / n, between(*SOFT_HU).sum() / n, inside.sum() / n)
+    air, soft, lung = (float(found.sum()) / n for found in (between(*AIR_HU), between(*SOFT_HU), inside))
+    return Evidence(air, soft, lung)
 
 
 def to_hu(

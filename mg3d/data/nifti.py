@@ -65,7 +65,7 @@ def inflate(path: Path) -> bytes:
         inflated = isal_zlib.decompress(content, wbits=31, bufsize=size + 1)
         # A file of several members ends elsewhere than its first one.
         return inflated if len(inflated) == size else igzip.decompress(content)
-    except (isal_zlib.error, EOFError, OSError, struct.error) as error:
+    except Exception as error:  # isal raises classes of its own, EOFError and OSError, by what is damaged
         raise BadVolume(
             "truncated", path, f"the gzip stream is cut or damaged ({error}). Copy the file again."
         ) from None

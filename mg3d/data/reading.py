@@ -67,7 +67,9 @@ def read_volume(path: Path, *, rescale: Scale | None = None, limits: Limits = LI
     _check_size(stored, limits, path)
     bounds = _bounds(stored.voxels, path)
     hu, hu_from, seen = to_hu(stored.voxels, header=stored.scale, rescale=rescale, bounds=bounds, path=path)
-    _check_lung(seen, limits, hu_from, path)
+    if hu_from != "8-bit":  # those came from pictures: no scanner geometry, no HU
+        _check_placed(stored.affine, path)
+        _check_lung(seen, limits, path)
     return Image(hu, stored.affine, hu_from)
 
 
@@ -104,9 +106,19 @@ def _bounds(voxels: np.ndarray, path: Path) -> tuple[float, float]:
     return low, high
 
 
-def _check_lung(seen: Evidence, limits: Limits, hu_from: str, path: Path) -> None:
-    if hu_from != "8-bit" and seen.lung < limits.lung:
-        share = f"{100 * seen.lung:.1f} % of the voxels lie inside lung"
+def _check_placed(affine: np.ndarray, path: Path) -> None:
+    """An affine that is the identity to the last digit was written by a program that knew none."""
+    if np.array_equal(affine, np.eye(4)):
         raise BadVolume(
-            "not-chest", path, f"{share}, less than {100 * limits.lung:g} %. Take another part of the body out."
+            "geometry",
+            path,
+            "the affine is the identity: 1 mm voxels, origin at voxel 0. It was lost in a conversion, so left, right "
+            "and spacing are unknown. Convert the original again.",
         )
+
+
+def _check_lung(seen: Evidence, limits: Limits, path: Path) -> None:
+    if seen.lung < limits.lung:
+        shown, least = 100 * seen.lung, 100 * limits.lung
+        detail = f"{shown:.2f} % of the voxels lie inside lung, less than {least:g} %: another part of the body."
+        raise BadVolume("not-chest", path, f"{detail} Take the row out.")

@@ -1,80 +1,105 @@
-"""CSV tables, read strictly: UTF-8 or an error that names the byte, no column guessed, every value kept as its text."""
+"""CSV tables, read strictly: UTF-8 or an error that names the byte, no value guessed, every fault with its line."""
 
+import csv
 import io
-import re
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mg3d.data.listing import BadTable, few
 
-if TYPE_CHECKING:
-    from pandas import DataFrame, Series
+
+@dataclass(frozen=True)
+class Table:
+    """A table as text: columns by name, blanks stripped from the ends of each cell, and the line each row starts at."""
+
+    path: Path
+    columns: dict[str, list[str]]
+    lines: list[int]
+
+    def __getitem__(self, name: str) -> list[str]:
+        return self.columns[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.columns
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def filled(self, name: str) -> list[str]:
+        """The column; raises BadTable, naming the lines, where it is blank."""
+        blank = [line for value, line in zip(self[name], self.lines, strict=True) if not value]
+        if blank:
+            raise BadTable(self.path, f"no {name} in line {few(blank)}. Each row needs one.")
+        return self[name]
+
+    def unique(self, name: str) -> list[str]:
+        """The column; raises BadTable, naming values and lines, where it is blank or a value comes twice."""
+        values = self.filled(name)
+        if len(set(values)) == len(values):
+            return values
+        twice = {value: [] for value, n in Counter(values).items() if n > 1}
+        for value, line in zip(values, self.lines, strict=True):
+            if value in twice:
+                twice[value].append(str(line))
+        shown = few(f"{value} (lines {' and '.join(lines)})" for value, lines in twice.items())
+        raise BadTable(self.path, f"the same {name} comes more than once: {shown}. Keep one row each.")
+
+    def numbers(self, name: str) -> list[float | None]:
+        """The column as numbers, None where it is blank or NaN; raises BadTable, naming the lines that hold text."""
+        values = [_number(value) for value in self[name]]
+        self._refuse(name, [isinstance(v, str) for v in values], "what is no number")
+        return [None if isinstance(v, str) or v != v else v for v in values]
+
+    def whole(self, name: str) -> list[int]:
+        """The column as whole numbers; raises BadTable, naming the lines that hold anything else, blanks too."""
+        values = [_number(value) for value in self[name]]
+        self._refuse(name, [isinstance(v, str) or v % 1 != 0 for v in values], "what is no whole number")
+        return [int(v) for v in values]
+
+    def _refuse(self, name: str, bad: list[bool], what: str) -> None:
+        rows = [i for i, is_bad in enumerate(bad) if is_bad]
+        if rows:
+            shown = few(f"{self[name][i]!r} (line {self.lines[i]})" for i in rows)
+            raise BadTable(self.path, f"column {name} holds {what}: {shown}.")
 
 
-def read_table(path: Path, *, columns: Iterable[str] = ()) -> "DataFrame":
-    """A CSV as text, blank where a cell is empty, with the row number of a spreadsheet (header = 1) as its index.
+def read_table(path: Path, *, columns: Iterable[str] = ()) -> Table:
+    """Read a CSV file: UTF-8 with or without a byte-order mark, commas, double quotes, a header line.
 
-    UTF-8 with or without a byte-order mark; commas. Raises BadTable when the file is not UTF-8, is empty, has a ragged
-    row, repeats a column, or lacks one of `columns`; the message says where, and how to mend it.
+    Raises BadTable when it is not UTF-8, is empty, has a row of another length than the header, repeats a column, or
+    lacks one of `columns`; the message says where, and how to mend it.
     """
-    import pandas as pd
-
-    text = _decode(path)
-    if not text.strip():
-        raise BadTable(path, "the file is empty. Write a header line and one row a volume.")
+    lines, rows = [], []
+    reader = csv.reader(io.StringIO(_decode(path), newline=""), skipinitialspace=True, strict=True)
+    start = 1
     try:
-        frame = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False, skipinitialspace=True)
-    except pd.errors.ParserError as error:
-        raise BadTable(path, f"{_ragged(str(error))} Put text that holds commas into double quotes.") from None
-    frame.columns = [str(c).strip() for c in frame.columns]
-    repeated = sorted({c.rsplit(".", 1)[0] for c in frame.columns if re.fullmatch(r".+\.1", c)} & set(frame.columns))
-    if repeated:
-        raise BadTable(path, f"the column {few(repeated)} is there twice. Rename or delete one.")
-    missing = [c for c in columns if c not in frame.columns]
+        for row in reader:
+            cells = [cell.strip() for cell in row]
+            if any(cells):  # blank lines and lines of commas are no rows
+                lines.append(start)
+                rows.append(cells)
+            start = reader.line_num + 1
+    except csv.Error as error:
+        detail = f"not a CSV table from line {start} on ({error}). Close each quote; write a quote in quotes twice."
+        raise BadTable(path, detail) from None
+    if not rows:
+        raise BadTable(path, "the file is empty. Write a header line and one row a volume.")
+    header, rows, lines = rows[0], rows[1:], lines[1:]
+    twice = [name for name, n in Counter(header).items() if n > 1]
+    if twice:
+        raise BadTable(path, f"the column {few(repr(n) for n in twice)} is there twice. Rename or delete one.")
+    missing = [name for name in columns if name not in header]
     if missing:
-        raise BadTable(path, f"no column {few(missing)}. The file has: {', '.join(frame.columns)}. Name them so.")
-    if frame.empty:
+        raise BadTable(path, f"no column {few(missing)}. The file has: {', '.join(header)}.")
+    if not rows:
         raise BadTable(path, "the file has a header line and no rows.")
-    if not isinstance(frame.index, pd.RangeIndex):  # pandas takes the first column for an index when rows are longer
-        raise BadTable(path, "the rows have more cells than the header. Put text that holds commas into double quotes.")
-    frame = frame.fillna("")  # rows that are too short
-    frame.index = frame.index + 2
-    return frame
-
-
-def check_unique(path: Path, ids: "Series") -> None:
-    """Raise BadTable, naming ids and rows, when a value of the column `ids` is blank or comes twice."""
-    blank = ids.index[ids.str.strip() == ""]
-    if len(blank):
-        raise BadTable(path, f"no {ids.name} in row {few(blank)}. Each row needs one.")
-    twice = ids[ids.duplicated(keep=False)]
-    if len(twice):
-        rows = {name: " and ".join(map(str, group.index)) for name, group in twice.groupby(twice, sort=False)}
-        shown = few(f"{name} (rows {where})" for name, where in rows.items())
-        raise BadTable(path, f"the same {ids.name} comes more than once: {shown}. Keep one row each.")
-
-
-def numbers(path: Path, column: "Series") -> "Series":
-    """The column as float64, NaN where blank. Raises BadTable naming the rows that hold something else."""
-    import pandas as pd
-
-    values = pd.to_numeric(column.where(column.str.strip() != ""), errors="coerce")
-    bad = column.index[values.isna() & (column.str.strip() != "") & ~column.str.strip().str.lower().isin(["nan"])]
-    if len(bad):
-        shown = few(f"{column[row]!r} (row {row})" for row in bad)
-        raise BadTable(path, f"column {column.name} holds what is no number: {shown}.")
-    return values.astype("float64")
-
-
-def whole(path: Path, column: "Series") -> "Series":
-    """The column as int64; a blank is an error, as is a fraction. Raises BadTable naming the rows."""
-    values = numbers(path, column)
-    bad = column.index[values.isna() | (values % 1 != 0)]
-    if len(bad):
-        shown = few(f"{column[row]!r} (row {row})" for row in bad)
-        raise BadTable(path, f"label {column.name} must be a whole number in every row: {shown}.")
-    return values.astype("int64")
+    ragged = [i for i, row in enumerate(rows) if len(row) != len(header)]
+    if ragged:
+        shown = few(f"line {lines[i]} has {len(rows[i])}" for i in ragged)
+        raise BadTable(path, f"the header has {len(header)} cells, {shown}. Put text with commas into double quotes.")
+    return Table(path, dict(zip(header, map(list, zip(*rows, strict=True)), strict=True)), lines)
 
 
 def _decode(path: Path) -> str:
@@ -82,16 +107,16 @@ def _decode(path: Path) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        row = data[: error.start].count(b"\n") + 1
+        line = data[: error.start].count(b"\n") + 1
         raise BadTable(
             path,
-            f"not UTF-8: byte 0x{data[error.start]:02x} in line {row} (byte {error.start} of the file). "
-            "Save the file as CSV UTF-8, or convert it: iconv -f WINDOWS-1252 -t UTF-8",
+            f"not UTF-8: byte 0x{data[error.start]:02x} in line {line} (byte {error.start} of the file). "
+            "Save it as CSV UTF-8, or convert it: iconv -f WINDOWS-1252 -t UTF-8",
         ) from None
 
 
-def _ragged(message: str) -> str:
-    found = re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", message)
-    if found:
-        return f"line {found[2]} has {found[3]} cells where the header has {found[1]}."
-    return f"not a CSV table ({message.strip()})."
+def _number(value: str) -> float | str:
+    try:
+        return float(value) if value else float("nan")
+    except ValueError:
+        return value
