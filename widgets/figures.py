@@ -65,21 +65,21 @@ class Picture(Figure):
 
 @mpl.rc_context(STYLE)
 def losses(metrics: pd.DataFrame) -> Picture:
-    """Small multiples of a run: one panel a named loss, then the total, learning rate, gradient norm and rank.
+    """Small multiples of a run: one panel a named loss, then their sum, the learning rate and the rank.
 
     `metrics` has a row a step and the columns `step`, any losses (weighted, as they enter the sum), `loss` (their sum),
-    and where there are: `valid_<loss>` (validation, empty between validations), `lr`, `norm`, `rank` (effective rank of
-    the pooled features). Positive quantities that span a factor of 20 get a log axis. Raises ValueError when there is
+    and where there are: `valid_<loss>` (validation, empty between validations), `lr`, `rank` (effective rank of the
+    pooled features). Positive quantities that span a factor of 20 get a log axis. Raises ValueError when there is
     no row yet.
     """
     if metrics.empty or "step" not in metrics:
         raise ValueError("metrics: no step is logged yet; run pretrain first")
     named = [c for c in metrics.columns if c not in (*_OTHER, _TOTAL) and not c.startswith("valid_")]
-    extra = [c for c in (_TOTAL, "lr", "norm", "rank") if c in metrics]
+    extra = [c for c in (_TOTAL, "lr", "rank") if c in metrics]
     figure, axes = _grid(len(named) + len(extra), width=3.0, height=2.05)
     for axis, name in zip(axes, named + extra, strict=True):
         colour = PALETTE[0] if name in named else INK
-        _curve(axis, metrics["step"], metrics[name], colour)
+        _curve(axis, metrics["step"], metrics[name], colour, smooth=name != "lr")
         if f"valid_{name}" in metrics:
             valid = metrics[["step", f"valid_{name}"]].dropna()
             axis.plot(*valid.to_numpy().T, "o-", ms=3.5, lw=1, color=PALETTE[1])
@@ -94,7 +94,7 @@ def losses(metrics: pd.DataFrame) -> Picture:
     return figure
 
 
-_TITLES = {_TOTAL: "sum of all", "lr": "learning rate", "norm": "gradient norm", "rank": "effective rank"}
+_TITLES = {_TOTAL: "sum of all", "lr": "learning rate", "rank": "effective rank"}
 
 
 @mpl.rc_context(STYLE)
@@ -138,11 +138,11 @@ def _grid(n: int, *, width: float, height: float, columns: int = 3) -> tuple[Pic
     return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(n)]
 
 
-def _curve(axis: Axes, x: pd.Series, y: pd.Series, colour: str) -> None:
-    """A line; for a long one the raw values faint and their running median over it."""
+def _curve(axis: Axes, x: pd.Series, y: pd.Series, colour: str, *, smooth: bool) -> None:
+    """A line; for a long one, with `smooth`, the raw values faint and their running median over them."""
     kept = y.notna()
     x, y = x[kept], y[kept]
-    if len(y) < _SMOOTH_FROM:
+    if not smooth or len(y) < _SMOOTH_FROM:
         axis.plot(x, y, color=colour, lw=1.5, marker="o" if len(y) < 12 else None, ms=3.5)
         return
     axis.plot(x, y, color=colour, lw=0.8, alpha=0.3)
