@@ -199,5 +199,8 @@ def validate(model: Trainable, valid: Batches, *, recipe: Recipe) -> dict[str, f
         count += 1
     model.train(training)
     model.gather = gather
-    means = {f"valid_{name}": value / count for name, value in sums.items()}
-    return {**means, "rank": float(effective_rank(torch.cat(pooled)))}
+    found: dict[str, float | int] = {f"valid_{name}": value / count for name, value in sums.items()}
+    features = torch.cat(pooled).numpy()
+    if len(features) > 1:
+        found["rank"] = effective_rank(features)
+    return found

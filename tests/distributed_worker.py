@@ -26,7 +26,14 @@ def main(variant: str, out: str) -> None:
         rank, world = distributed.rank(), distributed.world()
         text = load_text("tiny")
         torch.manual_seed(0)
-        model = objectives.build("mg3d", encoder=ToyEncoder(), text=text, variant=variant, shape=(32, 32, 32))
+        model = objectives.build(
+            "mg3d",
+            encoder=ToyEncoder(),
+            text=text,
+            variant=variant,
+            shape=(32, 32, 32),
+            mask_shared=False,  # the released code draws one mask a process: no two of them are one by definition
+        )
         model.gather = distributed.gather
         volumes = torch.rand(4, 1, 32, 32, 32, generator=torch.Generator().manual_seed(1))
         share = slice(rank * 4 // world, (rank + 1) * 4 // world)

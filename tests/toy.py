@@ -23,8 +23,8 @@ class ToyEncoder(Encoder):
 
     def __init__(self) -> None:
         super().__init__()
-        self.widths, self.strides = (4, 8), (4, 16)
-        self.a, self.b = nn.Conv3d(1, 4, 4, 4), nn.Conv3d(4, 8, 4, 4)
+        self.widths, self.strides = (4, 16), (4, 16)
+        self.a, self.b = nn.Conv3d(1, 4, 4, 4), nn.Conv3d(4, 16, 4, 4)
 
     def forward(self, volume, mask=None) -> Pyramid:
         fine = torch.tanh(self.a(volume))
@@ -37,7 +37,7 @@ class Toy(Trainable):
     def __init__(self, poison: dict[str, float] | None = None) -> None:
         super().__init__()
         self.encoder = ToyEncoder()
-        self.head = nn.Linear(8, 1)
+        self.head = nn.Linear(16, 1)
         self.dropout = nn.Dropout(0.2)  # a method with its own randomness must resume exactly too
         self.poison = poison or {}
         self.steps_seen = 0
