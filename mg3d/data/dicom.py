@@ -111,14 +111,12 @@ def _slice(path: Path, dataset: "Dataset", frame: int | None) -> _Slice:
     origin = value("ImagePositionPatient", "PlanePositionSequence")
     cosines = value("ImageOrientationPatient", "PlaneOrientationSequence")
     spacing = value("PixelSpacing", "PixelMeasuresSequence")
-    named = {"ImagePositionPatient": origin, "ImageOrientationPatient": cosines, "PixelSpacing": spacing}
-    localiser = _is_localiser(dataset)
-    missing = [tag for tag, found in named.items() if not found]
-    if missing:
-        reason = "dicom-localiser" if localiser else "geometry"
-        raise BadVolume(reason, path, f"no {few(missing)}. Take the file out, or export the series again.")
-    if localiser:
+    if _is_localiser(dataset):
         raise BadVolume("dicom-localiser", path, "a localiser (scout), no slice of the volume. Take the file out.")
+    named = {"ImagePositionPatient": (origin, 3), "ImageOrientationPatient": (cosines, 6), "PixelSpacing": (spacing, 2)}
+    missing = [tag for tag, (found, n) in named.items() if not found or len(found) != n]
+    if missing:
+        raise BadVolume("geometry", path, f"no {few(missing)}. Take the file out, or export the series again.")
     rows_cols = np.array(cosines, dtype=np.float64).reshape(2, 3)
     if np.abs(rows_cols @ rows_cols.T - np.eye(2)).max() > 1e-3:
         raise BadVolume("geometry", path, f"directions {list(cosines)} are not orthonormal. Export the series again.")

@@ -5,7 +5,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
 
 from mg3d.types import Case
 
@@ -35,7 +34,7 @@ class MissingCorpus(FileNotFoundError):
     """A corpus, or a part that it cannot do without, is not there; the message says what, where, and how to get it."""
 
     @classmethod
-    def of(cls, what: str, *, looked: Path | Iterable[Path], get: str) -> Self:
+    def of(cls, what: str, *, looked: Path | Iterable[Path], get: str) -> "MissingCorpus":
         """The error for `what`, with the places where it was looked for, and how to get it."""
         places = [looked] if isinstance(looked, Path) else list(looked)
         return cls(f"{what} is missing. Looked for: {', '.join(map(str, places))}. Where to get it: {get}")

@@ -36,6 +36,8 @@ REASONS = {
     "dicom-compressed": "a compression for which no decoder is installed",
     "no-report": "corpus: no row of the reports table names the volume",
     "empty-report": "corpus: a row without text",
+    "memory": "preparation: too large for the memory",
+    "killed": "preparation: its process was killed, twice",
 }
 SHEAR = 0.01  # largest cosine between two axes of the volume; 0.01 is 0.6 degrees
 
