@@ -7,9 +7,10 @@ metadata table may state another, and either can be stale: CT-RATE's mended volu
     A  HU = s_header    * stored + i_header       (1 and 0 where the header states none)
     B  HU = s_metadata  * stored + i_metadata
 
-and a reading is plausible when it shows a human body in air: at least AIR of the voxels in AIR_HU, and at least SOFT of
-them in SOFT_HU. Voxels below PADDING_HU lie outside the reconstructed circle (-2000, -3024, -8192) and count neither
-for nor against. One plausible reading is taken. Two, or none, are refused: nothing is guessed.
+and a reading is plausible when it shows a human body in air: at least AIR of the voxels in AIR_HU, at least SOFT of
+them in SOFT_HU, and at most DENSE of them above DENSE_HU (where soft tissue lies as long as it is stored). Voxels below
+PADDING_HU lie outside the reconstructed circle (-2000, -3024, -8192) and count neither for nor against. One plausible
+reading is taken. Two, or none, are refused: nothing is guessed.
 """
 
 import math
@@ -25,10 +26,11 @@ Scale = tuple[float, float]  # slope, intercept: HU = slope * stored + intercept
 EIGHT_BIT: Scale = (2000 / 255, -1000.0)  # a volume that was windowed to 0..255: spread over the window, no HU known
 IDENTITY: Scale = (1.0, 0.0)
 
-AIR_HU, AIR = (-1100, -850), 0.02
-SOFT_HU, SOFT = (-150, 150), 0.05
-LUNG_HU = (-980, -450)
-PADDING_HU = -1200
+AIR_HU, AIR = (-1100.0, -850.0), 0.02
+SOFT_HU, SOFT = (-150.0, 150.0), 0.05
+DENSE_HU, DENSE = 700.0, 0.1  # bone and metal; chest CTs measured: up to 0.012
+LUNG_HU = (-980.0, -450.0)
+PADDING_HU = -1200.0
 GRID = 64  # evidence is taken from a regular grid of at most this many voxels a side
 
 
@@ -38,12 +40,13 @@ class Evidence:
 
     air: float
     soft: float
+    dense: float
     lung: float  # of voxels inside a region of lung density, its surface left out
 
     @property
     def plausible(self) -> bool:
         """True when this is a body in air."""
-        return self.air >= AIR and self.soft >= SOFT
+        return self.air >= AIR and self.soft >= SOFT and self.dense <= DENSE
 
 
 def sample(voxels: np.ndarray) -> np.ndarray:
@@ -53,11 +56,11 @@ def sample(voxels: np.ndarray) -> np.ndarray:
 
 
 def evidence(hu: np.ndarray) -> Evidence:
-    """Shares of air, soft tissue and lung interior among the voxels [i, j, k] of a grid, read as HU."""
+    """Shares of air, soft tissue, bone and lung interior among the voxels [i, j, k] of a grid, read as HU."""
     real = hu >= PADDING_HU
     n = int(real.sum())
     if n < 0.05 * hu.size:  # nothing but padding
-        return Evidence(0.0, 0.0, 0.0)
+        return Evidence(0.0, 0.0, 0.0, 0.0)
 
     def between(low: float, high: float) -> np.ndarray:
         return (hu >= low) & (hu <= high)
@@ -68,8 +71,8 @@ def evidence(hu: np.ndarray) -> Evidence:
         core = np.zeros_like(whole)
         core[1:-1] = whole[1:-1] & whole[:-2] & whole[2:]
         inside = np.moveaxis(core, 0, axis)
-    air, soft, lung = (float(found.sum()) / n for found in (between(*AIR_HU), between(*SOFT_HU), inside))
-    return Evidence(air, soft, lung)
+    air, soft = between(*AIR_HU), between(*SOFT_HU)
+    return Evidence(*(float(found.sum()) / n for found in (air, soft, hu > DENSE_HU, inside)))
 
 
 def to_hu(
@@ -102,7 +105,7 @@ def apply(stored: np.ndarray, scale: Scale, bounds: tuple[float, float]) -> np.n
     whole = stored.dtype.kind in "iu" and slope == 1 and intercept == int(intercept)
     if whole and bounds[0] + intercept >= -(2**15) and bounds[1] + intercept < 2**15:
         hu = stored.astype(np.int16, copy=False)  # a value that wraps here wraps back below
-        return hu if intercept == 0 else hu + np.int16(intercept)
+        return hu if intercept == 0 else hu + np.int64(intercept).astype(np.int16)
     if scale == IDENTITY:
         return stored.astype(np.float32, copy=False)
     hu = np.multiply(stored, np.float32(slope), dtype=np.float32, casting="same_kind")
