@@ -52,18 +52,18 @@ def sentence_mean(
     """
     with torch.autocast(features.device.type, enabled=False):
         member = sentence[:, None, :] == torch.arange(sentences, device=sentence.device)[:, None]
-        share = member / member.sum(-1, keepdim=True).clamp_min(1)
         wide = features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
-        return share.to(wide.dtype) @ wide
+        return member.to(wide.dtype) @ wide / member.sum(-1, keepdim=True).clamp_min(1)
 
 
 @final
 class CrossModalAttention(nn.Module):
     """One's own tokens, explained by the other modality's (see the module's docstring). No residual.
 
-    `normed` puts a LayerNorm before each side: without it the maps start almost uniform. `gate="sigmoid"` is the released form of "ours": A = sigmoid(W_Q y . W_K x / sqrt(d)), every map on its own scale.
-    Keys have no bias where a softmax would cancel it. Raises ValueError if the heads do not divide the width, and for a
-    classical sigmoid, which nobody defines.
+    `normed` puts a LayerNorm before each side: without it the maps start almost uniform. `gate="sigmoid"` is the
+    released form of "ours": A = sigmoid(W_Q y . W_K x / sqrt(d)), each weight on its own scale. Keys have no bias where
+    a softmax would cancel it. Raises ValueError if the heads do not divide the width, and for a classical sigmoid,
+    which nobody defines.
     """
 
     def __init__(self, width: int, *, mode: Mode = "ours", gate: Gate = "softmax", heads: int = 1, normed: bool = True):
@@ -112,8 +112,8 @@ class CrossModalAttention(nn.Module):
     def _mean_over_queries(weights: Tensor, query_real: Tensor | None) -> Tensor:
         if query_real is None:
             return weights.mean(2)
-        share = query_real / query_real.sum(1, keepdim=True).clamp_min(1)
-        return torch.einsum("bhqk,bq->bhk", weights, share.to(weights.dtype))
+        share = query_real.to(weights.dtype) / query_real.sum(1, keepdim=True).clamp_min(1)
+        return torch.einsum("bhqk,bq->bhk", weights, share)
 
 
 @final

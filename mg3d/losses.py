@@ -73,9 +73,9 @@ def mlm(logits: Float[Tensor, "M V"], labels: Int[Tensor, "B L"]) -> Float[Tenso
     several processes or accumulated, average to the loss of the whole. (The mean over all hidden words would not.)
     """
     asked = labels != -100
-    share = asked / (asked.sum(1, keepdim=True).clamp_min(1) * len(labels))
+    owner = asked.nonzero()[:, 0]
     each = F.cross_entropy(logits, labels[asked].long(), reduction="none")
-    return (each * share[asked]).sum()
+    return (each / asked.sum(1)[owner]).sum() / len(labels)
 
 
 @in_float32
@@ -143,7 +143,7 @@ def ssm(
     if thresholds:
         same, apart = wanted >= SAME, wanted <= APART
         found, wanted = found * (same | apart), wanted * same
-    share = real / real.sum(1, keepdim=True).clamp_min(1).to(found.dtype)  # a patient's sentences weigh 1 together
+    share = real.to(found.dtype) / real.sum(1, keepdim=True).clamp_min(1)  # a patient's sentences weigh 1 together
     error = (found - wanted).abs().view(patients * sentences, patients, sentences)
     pairs = torch.einsum("is,isj->ij", share, (error * share).sum(-1).view(patients, sentences, patients))
     some = real.any(1).sum()

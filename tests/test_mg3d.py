@@ -1,6 +1,4 @@
-"""The MG-3D objective: every variant computes its terms, trains all it has, and does not depend on padding or on parts."""
-
-import dataclasses
+"""The MG-3D objective: every variant computes its terms, trains all it has, and does not see padding or parts."""
 
 import pytest
 import torch
@@ -28,16 +26,18 @@ class Toy(Encoder):
         return Pyramid((fine, self.b(fine).tanh()))
 
 
-class ToyText:
+class ToyText(nn.Module):
     """An embedding, mixed with the mean of its row: words know their report, padding changes nothing."""
 
     width, vocabulary, mask_id = 12, VOCABULARY, 3
 
     def __init__(self, dtype=torch.float32):
-        self.table = torch.randn(VOCABULARY, self.width, generator=torch.Generator().manual_seed(5)).to(dtype)
+        super().__init__()
+        table = torch.randn(VOCABULARY, self.width, generator=torch.Generator().manual_seed(5))
+        self.table = nn.Parameter(table.to(dtype), requires_grad=False)
         self.calls = 0
 
-    def __call__(self, words):
+    def forward(self, words):
         self.calls += 1
         real = (words != 0)[..., None]
         x = self.table[words] * real
@@ -109,3 +109,207 @@ def test_every_parameter_learns(variant):
     idle = {f"{m}.{p}" for m in ("specific", "pool_specific") for p in ("query.weight", "query.bias", "key.weight")}
     idle |= {"specific.norm_x.weight", "specific.norm_x.bias"}
     assert set(still) == (idle if variant == "pooled" else set())
+
+
+@pytest.mark.parametrize("variant", ["paper", "released", "word"])
+def test_parts_give_the_gradient_of_the_whole(variant):
+    """Two halves, padded differently, with a gather that joins their features, against one batch of four.
+
+    First each half's features are noted, then every gather of a half returns both halves' features: its own with a
+    gradient to itself, the other's as they are. The gradients of the halves add up to that of the whole.
+    """
+    if variant == "released":  # a mask for the batch depends on the batch: take it out of the comparison
+        model = build(variant, text=ToyText(torch.float64), mask_shared=False).double()
+    else:
+        model = build(variant, text=ToyText(torch.float64)).double()
+    whole = model(batch(dtype=torch.float64))
+    wanted = gradients(model, whole)
+    halves = [batch(part=slice(0, 2), dtype=torch.float64), batch(part=slice(2, 4), dtype=torch.float64)]
+    assert halves[0].report.alone.shape[1] < halves[1].report.alone.shape[1]
+
+    seen: list[list[torch.Tensor]] = [[], []]
+    for half, notes in zip(halves, seen, strict=True):
+        model.gather = lambda x, notes=notes: notes.append(x.detach()) or x
+        model(half)
+
+    def gather(rank):
+        others = iter(seen[1 - rank])
+
+        def join(x):
+            other = next(others)
+            pair = [x, other] if rank == 0 else [other, x]
+            longest = max(t.shape[1] for t in pair)
+            pad = [torch.nn.functional.pad(t, (0, 0) * (t.dim() - 2) + (0, longest - t.shape[1])) for t in pair]
+            return torch.cat(pad)
+
+        return join
+
+    found: dict[str, torch.Tensor] = {}
+    parts = []
+    for rank, half in enumerate(halves):
+        model.gather = gather(rank)
+        losses = model(half)
+        parts.append({k: v.detach() for k, v in losses.items()})
+        local = {k: v / 2 for k, v in losses.items() if k in ("mim", "mlm", "sfr")}  # means over patients
+        shared = {k: v for k, v in losses.items() if k not in local}
+        for name, grad in gradients(model, local | shared).items():
+            found[name] = found.get(name, 0) + grad
+    for name in whole:
+        torch.testing.assert_close(
+            torch.stack([p[name] for p in parts]).mean(), whole[name].detach(), rtol=1e-10, atol=0
+        )
+    for name, grad in wanted.items():
+        torch.testing.assert_close(found[name], grad, rtol=1e-7, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("variant", ["paper", "released", "word", "classical", "pooled"])
+def test_padding_changes_nothing(variant):
+    model = build(variant, text=ToyText(torch.float64)).double()
+    plain, padded = (model(batch(dtype=torch.float64, **more)) for more in ({}, {"longer": 5, "more": 3}))
+    for name in plain:
+        torch.testing.assert_close(padded[name], plain[name], rtol=1e-10, atol=0)
+    a, b = gradients(model, plain), gradients(model, padded)
+    for name in a:
+        torch.testing.assert_close(b[name], a[name], rtol=1e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_the_same_batch_twice_gives_the_same_bits(variant):
+    model = build(variant)
+    first, second = model(batch()), model(batch())
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    a, b = gradients(model, first), gradients(model, second)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert all(torch.equal(p, q) for p, q in zip(build(variant).parameters(), model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("variant", ["paper", "released", "word"])
+def test_every_loss_falls(variant):
+    """Forty steps of AdamW on one batch."""
+    model, same = build(variant), batch()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    history = []
+    for _ in range(40):
+        losses = model(same)
+        optimiser.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        optimiser.step()
+        history.append({k: v.item() for k, v in losses.items()})
+    for name, first in history[0].items():
+        assert history[-1][name] < 0.95 * first, (name, first, history[-1][name])
+
+
+def test_losses_are_weighted():
+    plain, half = build()(batch()), build(sfr=0.05, mim=0.5)(batch())
+    for name in plain:
+        factor = 0.5 if name in ("sfr", "mim") else 1
+        torch.testing.assert_close(half[name], factor * plain[name])
+
+
+def test_a_term_without_weight_costs_nothing():
+    """Neither its modules nor its passes: only MIM, and the encoder runs once; without MLM and SFR no masked words."""
+    model = build("intra", mlm=0.0, sfr=0.0, cml=0.0)
+    names = {n.split(".")[0] for n, _ in model.named_parameters()}
+    assert names == {"encoder", "from_volume", "from_text", "volume_fusion", "voxel_decoder"}
+    passes = []
+    model.encoder.register_forward_hook(lambda *_: passes.append(1))
+    model(batch())
+    assert len(passes) == 1
+    assert model.text.calls == 0
+    whole = build()
+    whole.encoder.register_forward_hook(lambda *_: passes.append(1))
+    whole(batch())
+    assert len(passes) == 3  # two more: once whole, once masked
+    assert whole.text.calls == 1  # the masked words; all else is constant
+
+
+def test_the_text_encoder_is_no_part_of_the_model():
+    model = build()
+    assert "text" not in {name.split(".")[0] for name in model.state_dict()}
+    assert all(model.text is not module for module in model.modules())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_maps(variant):
+    model = build(variant)
+    maps, grid = model.maps(batch())
+    layers, sentences, tokens = 2, 4, 4 * 2 * 4
+    assert maps.shape == (4, layers, 1, sentences, tokens)
+    assert grid == (4, 2, 4)
+    assert not maps.requires_grad
+    exists = batch().report.sentences[:, None, None, :, None].expand_as(maps)
+    assert maps[exists].min() >= 0
+    if model.config.mim_attention == "ours" and model.config.gate == "softmax":
+        torch.testing.assert_close(maps.sum(-1)[exists[..., 0]], torch.ones(exists[..., 0].sum()))
+    if model.config.mim_attention == "classical" and model.config.guidance == "sentence":
+        torch.testing.assert_close(maps.sum(-2), torch.ones(4, 2, 1, tokens))
+
+
+def test_maps_of_words_are_means_over_sentences():
+    model = build("word", mim_attention="ours")
+    whole = batch()
+    maps, _ = model.maps(whole)
+    told = model._told(whole)
+    _, words = model.volume_fusion(model.from_volume(model.encoder(whole.volume).tokens), told.clues, y_real=told.real)
+    second = whole.report.sentence[1] == 1
+    torch.testing.assert_close(maps[1, :, :, 1], words[1][:, :, second].mean(2))
+
+
+def test_maps_without_volume_fusion_are_those_of_equation_11():
+    model = build("no-mim", cml=0.0)
+    maps, _ = model.maps(batch())
+    assert maps.shape == (4, 1, 1, 4, 32)
+    torch.testing.assert_close(maps.sum(-1), torch.ones(4, 1, 1, 4))
+    with pytest.raises(ValueError, match="mim or cml"):
+        build("intra", mim=0.0, cml=0.0).maps(batch())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_under_autocast(variant):
+    """bfloat16 features, float32 losses near those of full precision."""
+    model = build(variant)
+    wanted = model(batch())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = model(batch())
+    for name in wanted:
+        assert found[name].dtype == torch.float32
+        torch.testing.assert_close(found[name], wanted[name], rtol=0.1, atol=0.02)
+    assert all(g.isfinite().all() for g in gradients(model, found).values())
+
+
+def test_a_single_patient():
+    """A batch of one has nobody to compare with, and trains on the rest."""
+    model = build()
+    losses = model(batch(part=slice(0, 1)))
+    assert losses["cml"] == losses["ssm"] == losses["dfa"] == 0
+    assert all(g.isfinite().all() for g in gradients(model, losses).values())
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="this batch has none"):
+        build()(Batch(batch().volume, ("a",) * 4, torch.arange(4)))
+    with pytest.raises(ValueError, match="one token at stride 8"):
+        objectives.build("mg3d", encoder=Toy(), text=ToyText(), shape=(8, 8, 8))
+    with pytest.raises(ValueError, match="did you mean 'mg3d'"):
+        objectives.build("mg3b", encoder=Toy(), text=ToyText(), shape=SHAPE)
+    with pytest.raises(ValueError, match="variant of mg3d 'no-ssn'"):
+        build("no-ssn")
+    with pytest.raises(ValueError, match="field of MG3DConfig 'tua'"):
+        build(tua=0.1)
+    with pytest.raises(ValueError, match="frozen text encoder"):
+        objectives.build("mg3d", encoder=Toy(), text=None, shape=SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("mim", -1.0), ("ssm", float("nan")), ("mask_ratio", 1.0), ("tau", 0.0), ("layers", 0)]
+)
+def test_config_refuses(field, value):
+    with pytest.raises(ValueError, match=f"{field}="):
+        MG3DConfig(**{field: value})
+
+
+def test_config_lists_what_is_valid():
+    with pytest.raises((ValueError, TypeError), match=r"'?sentence'?, '?word"):
+        MG3DConfig(guidance="letter")
+    with pytest.raises(ValueError, match="every weight is 0"):
+        MG3DConfig(**dict.fromkeys(TERMS, 0.0))
