@@ -313,3 +313,12 @@ def test_config_lists_what_is_valid():
         MG3DConfig(guidance="letter")
     with pytest.raises(ValueError, match="every weight is 0"):
         MG3DConfig(**dict.fromkeys(TERMS, 0.0))
+
+
+def test_reconstruct_is_what_mim_scores():
+    model, one = build(mim=1.0), batch()
+    rebuilt, hidden = model.reconstruct(one)
+    torch.testing.assert_close((rebuilt - one.volume).square().mean(), model(one)["mim"])
+    assert hidden.float().mean() == 0.5
+    with pytest.raises(ValueError, match="rebuilds no volume"):
+        build("no-mim").reconstruct(one)

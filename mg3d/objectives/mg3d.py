@@ -157,15 +157,26 @@ class MG3D(Objective):
             return Told(report, sentences, self.from_text(words), report.sentence >= 0)
         return Told(report, sentences, self.from_text(sentences), report.sentences)
 
-    def _volume_term(self, batch: Batch, told: Told) -> Float[Tensor, ""]:
-        """Eq. 1 and 2: rebuild the volume from what is left of it and what the report says."""
+    @torch.no_grad()
+    def reconstruct(self, batch: Batch) -> tuple[Float[Tensor, "B 1 D H W"], Bool[Tensor, "B 1 D H W"]]:
+        """I_REC of Eq. 2, and which voxels were hidden from it. Raises ValueError for a variant without MIM."""
+        if not self.config.mim:
+            raise ValueError("this variant rebuilds no volume: give mim a weight")
+        return self._rebuilt(batch, self._told(batch))
+
+    def _rebuilt(self, batch: Batch, told: Told) -> tuple[Float[Tensor, "B 1 D H W"], Bool[Tensor, "B 1 D H W"]]:
+        """Eq. 1: the volume from what is left of it and what the report says, and which voxels were hidden."""
         c = self.config
         d, h, w = batch.volume.shape[2:]
         mask = block_mask(batch.seeds, (d, h, w), cube=c.mask_cube, ratio=c.mask_ratio, shared=c.mask_shared)
         seen = self.encoder(batch.volume, mask=mask)
         fused, _ = self.volume_fusion(self.from_volume(seen.tokens), told.clues, y_real=told.real)
-        rebuilt = self.voxel_decoder(fused, grid=seen.grid, size=(d, h, w))
-        return losses.mim(rebuilt, batch.volume, voxels(mask, (d, h, w)) if c.mim_region == "hidden" else None)
+        return self.voxel_decoder(fused, grid=seen.grid, size=(d, h, w)), voxels(mask, (d, h, w))
+
+    def _volume_term(self, batch: Batch, told: Told) -> Float[Tensor, ""]:
+        """Eq. 2."""
+        rebuilt, hidden = self._rebuilt(batch, told)
+        return losses.mim(rebuilt, batch.volume, hidden if self.config.mim_region == "hidden" else None)
 
     def _word_terms(self, batch: Batch, told: Told, volume: Float[Tensor, "B N E"]) -> Losses:
         """Eq. 3 to 6: recover the hidden words, and the features of their sentences, with the help of the volume."""
