@@ -8,7 +8,7 @@ parenchyma window;") is no whole sentence, so it stays with the sentence that it
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, final
@@ -26,13 +26,14 @@ NUMBER = r"\(?\d{1,2}[.)、](?![\d.])"  # of a list item: "1." "2)" "(3)"
 # Ends of a sentence, unless `abbreviated`. The sentence keeps the group; spaces, bullets and quotes are dropped.
 END = re.compile(
     rf"""
+    (?= [.!?。"“”•·\n(\d*–-] ) (?:  # a quick look at one letter halves the time
       (?P<keep> (?: [.!。]+ | \?+ (?! \s*[a-z,] ) ) [)\]]? )
           (?: \s? {QUOTE} )* (?: \s+ (?! \(x ) (?: [-–] (?=\s?[A-Z]) )? | (?= [A-Z][a-z] ) | (?<= 。 ) | $ )
-    | (?: ^ | (?<= [.;:?!。\n] ) | (?<= [.;:?!。] \s ) ) {NUMBER} (?= \s? [A-Za-z] )
+    | (?P<item> (?: ^ | (?<= [.;:?!。] \s ) | (?<= [.;?!。] ) ) {NUMBER} ) (?= \s? [A-Za-z] )
     | [•·]
     | (?: ^ | \n ) (?: [-–*] | {NUMBER} ) \s+
     | (?<! : ) (?<! :\s ) {QUOTE}+ (?= \s? [A-Z\d] )
-    | (?<! [,:;] ) \n+ (?= [A-Z\d] )
+    | (?<! [,:;] ) \n+ (?= [A-Z\d] ) )
     """,
     re.VERBOSE,
 )
@@ -93,17 +94,24 @@ def split(report: str) -> list[str]:
     shadow = SHIELD.sub(blank, text)
     pieces: list[str] = []
     start = 0
-    for match in [*END.finditer(shadow), None]:
-        if match is None:
-            stop, after = len(text), len(text)
-        elif abbreviated(shadow, match):
-            continue
-        else:
-            stop, after = max(match.start(), match.end("keep")), match.end()
+    for stop, after in ends(shadow):
         cuts = [start, *(start + cut for cut in clauses(shadow[start:stop])), stop]
         pieces += (text[a:b].strip(EDGE) for a, b in pairwise(cuts))
         start = after
     return [piece.replace("\n", " ") for piece in pieces if any(map(str.isalnum, piece))]
+
+
+def ends(shadow: str) -> Iterator[tuple[int, int]]:
+    """Where a sentence stops and where the next one starts, the end of the report last."""
+    start = place = 0
+    while match := END.search(shadow, place):
+        place = match.end()
+        if abbreviated(shadow, match) or (match["item"] and not begins(shadow[start : match.start()], match["item"])):
+            place = match.start() + 1
+            continue
+        yield max(match.start(), match.end("keep")), match.end()
+        start = place
+    yield len(shadow), len(shadow)
 
 
 def blank(match: re.Match) -> str:
@@ -132,6 +140,12 @@ def abbreviated(text: str, match: re.Match) -> bool:
         ordinal = re.fullmatch(r"[A-Za-z]?\d{1,2}", last) is not None
         return ordinal or not known.isdisjoint(ABBREVIATIONS | SHORTENED)
     return not known.isdisjoint(ABBREVIATIONS)
+
+
+def begins(before: str, number: str) -> bool:
+    """Whether a number begins a list item: after a whole sentence, or a 1 after a colon; not "No. 5." or "Im: 51."."""
+    last = before.rstrip()[-1:]
+    return last in ";?!" or (last == ":" and number.strip("(.)、") == "1")  # "" after a whole sentence
 
 
 def clauses(shadow: str) -> list[int]:

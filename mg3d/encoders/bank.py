@@ -9,15 +9,12 @@ files, bit for bit.
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import Any, final
 
 import numpy as np
 from jaxtyping import Float, Int, UInt64
 
 from mg3d import paths
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
 
 BASES = np.array([0x9E3779B97F4A7C15, 0xD1B54A32D192ED03], dtype=np.uint64)  # odd, so that powers never vanish
 SHARD_BYTES = 32 << 20
@@ -70,12 +67,13 @@ class Bank:
         return np.concatenate([parts[i] for i in copy])
 
     def fill(
-        self, rows: list[np.ndarray], keys: UInt64[np.ndarray, "n 2"], *, encode: Encode, folder: Path, bar: "tqdm"
+        self, rows: list[np.ndarray], keys: UInt64[np.ndarray, "n 2"], *, encode: Encode, folder: Path, bar: Any
     ) -> None:
         """Compute the items that no file in `folder` holds yet, and know all of them from now on.
 
         rows, keys: the ids of each item without padding, and their hashes; one item may come many times. `encode` gets
         `group` items of one length, so that each is computed in the same shape whatever else is kept.
+        `bar` is a progress bar of tqdm.
         Two items with the same first hash share a place that only one can have; the other is computed when asked for.
         """
         order = np.lexsort(keys.T[::-1])
@@ -112,7 +110,7 @@ class Bank:
             out[mine] = self.files[number][source[mine]]
         return out
 
-    def _file(self, rows: list[np.ndarray], size: int, encode: Encode, folder: Path, bar: "tqdm") -> np.ndarray:
+    def _file(self, rows: list[np.ndarray], size: int, encode: Encode, folder: Path, bar: Any) -> np.ndarray:
         """The features of these items from their file, which is made if it is missing or damaged."""
         content = sha256(np.concatenate(rows).astype("<i4").tobytes())
         content.update(np.array(list(map(len, rows)), dtype="<i4").tobytes())

@@ -12,7 +12,7 @@ from functools import cached_property, partial
 from hashlib import file_digest, sha256
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Self, final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ class FrozenText(nn.Module):
     """
 
     def __init__(self, model: Any, tokenizer: Any):
-        """Freeze a transformers model and its fast tokenizer; raises ValueError if they are no pair, or have no [MASK]."""
+        """Freeze a transformers model and its fast tokenizer; ValueError if they are no pair, or have no [MASK]."""
         super().__init__()
         config = model.config
         if tokenizer.mask_token_id is None or tokenizer.pad_token_id is None or tokenizer.cls_token_id is None:
@@ -56,11 +56,11 @@ class FrozenText(nn.Module):
             self.longest = min(self.longest, config.max_position_embeddings)
         self.training = False
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "FrozenText":
         """Stays in eval mode, whatever a parent asks for."""
         return self
 
-    def __deepcopy__(self, memo: dict) -> Self:
+    def __deepcopy__(self, memo: dict) -> "FrozenText":
         return self
 
     @cached_property
