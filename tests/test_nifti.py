@@ -7,7 +7,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from chest import AFFINE, SHAPE, chest, edit_header, write_nifti
+from volumes import AFFINE, SHAPE, chest, edit_header, write_nifti
 
 from mg3d.data import BadVolume
 from mg3d.data.hu import EIGHT_BIT

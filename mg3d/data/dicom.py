@@ -23,6 +23,7 @@ GAP = 1.5  # a step of this many median steps: slices are missing
 DRIFT_MM = 0.5  # how far the slices may wander from the normal over the whole stack
 PARALLEL = 1e-4  # how far the direction cosines of two slices may differ
 
+CT_IMAGES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1")  # CT Image Storage, Enhanced CT Image Storage
 DECODERS = "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg (or decompress the files: gdcmconv --raw)"
 
 
@@ -84,6 +85,8 @@ def _slices(folder: Path, file: str) -> Iterator[_Slice]:
     except Exception as error:  # a cut file fails anywhere in the parser
         raise BadVolume("truncated", path, f"cut or damaged ({error}). Copy the file again.") from None
     if "Rows" not in dataset:
+        if dataset.file_meta.get("MediaStorageSOPClassUID") in CT_IMAGES:
+            raise BadVolume("truncated", path, "cut before its pixels. Copy the file again.")
         return  # a report, a presentation state, an RT structure set
     if dataset.get("Modality", "CT") != "CT":
         raise BadVolume("dicom-modality", path, f"{dataset.Modality}, not CT. Keep the CT series alone in the folder.")
