@@ -115,7 +115,7 @@ def inside(scene: Scene) -> None:
     below = s.cover(-scene.dome) * wall
     scene.organs[below > 0.5] = 0
     rim = s.cover(1.5 - np.abs(scene.dome + 1)) * wall
-    scene.paint(EVERYWHERE, rim, 45)
+    scene.paint(EVERYWHERE, rim, 45.0)
     scene.organs[(rim > 0.25) & deep] = ORGANS.index("diaphragm")
     abdomen(scene)
     reach = np.float32(-0.8 * s.voxel)
@@ -125,7 +125,7 @@ def inside(scene: Scene) -> None:
     slope = rng.uniform(0.15, 0.45)
     dependent = rng.uniform(0, 60) * np.exp(-np.clip(CAGE_Y - s.y, 0, None) / 9)
     air = (base + slope * s.y + dependent).astype(np.float32) + np.float32(0.06) * (s.z * np.float32(rng.normal(0, 1)))
-    air = air + np.float32(rng.uniform(4, 26)) * clouds(s, EVERYWHERE, grain_mm=44, rng=rng)  # uneven perfusion
+    air = air + np.float32(rng.uniform(4, 26)) * clouds(s, EVERYWHERE, grain_mm=44.0, rng=rng)  # uneven perfusion
     share = s.cover(scene.lung)
     scene.paint(EVERYWHERE, share, air)
     full = share > 0.5
@@ -141,7 +141,7 @@ def fissures(scene: Scene, share: np.ndarray) -> None:
     oblique = (s.z - np.float32(scene.fissure[0]) - np.float32(OBLIQUE) * s.y) / np.float32(np.hypot(1, OBLIQUE))
     level = np.where((s.x < 0) & (oblique > 0), np.abs(s.z - np.float32(scene.fissure[1])), 99)
     sheet = np.clip(1 - np.minimum(np.abs(oblique), level) / np.float32(s.voxel), 0, 1)
-    scene.aerate(EVERYWHERE, sheet * share * thick, 20)
+    scene.aerate(EVERYWHERE, sheet * share * thick, 20.0)
 
 
 def abdomen(scene: Scene) -> None:
@@ -152,18 +152,18 @@ def abdomen(scene: Scene) -> None:
     edge = rng.normal(30, 8) - s.x * np.float32(0.8) + np.minimum(s.z + 80, 0) * np.float32(0.4)
     np.minimum(liver, edge, out=liver)
     np.minimum(liver, 50 - s.y + (s.x < -30) * np.float32(40), out=liver)
-    scene.paint(EVERYWHERE, s.cover(liver), rng.normal(52, 10) + 0.25 * contrast, organ="liver")
+    scene.paint(EVERYWHERE, s.cover(liver), rng.normal(52, 10.0) + 0.25 * contrast, organ="liver")
     box, f = ellipsoid(s, np.array([-98.0 + rng.normal(0, 6), 42, 84]), axes((40, 34, 24)))
     f = np.minimum(f, np.minimum(-scene.dome[box] - 3, scene.cage[box] - 4))
-    scene.paint(box, s.cover(f), rng.normal(48, 4) + 0.4 * contrast, organ="spleen")
+    scene.paint(box, s.cover(f), rng.normal(48, 4.0) + 0.4 * contrast, organ="spleen")
     full = rng.uniform(0.7, 1.1)
     box, f = ellipsoid(s, np.array([-92.0, -18, 50]), axes((36 * full, 38 * full, 34 * full)))
     f = np.minimum(f, np.minimum(-scene.dome[box] - 5, scene.cage[box] - 7))
-    scene.paint(box, s.cover(f), 45, organ="stomach")
+    scene.paint(box, s.cover(f), 45.0, organ="stomach")
     inner = s.cover(f - 4)
     scene.paint(box, inner, rng.uniform(-10, 60))
     level = rng.uniform(-48, -8)  # gas rises to the front
-    scene.paint(box, inner * s.cover(level - s.at(box)[1]), -960)
+    scene.paint(box, inner * s.cover(level - s.at(box)[1]), -960.0)
 
 
 def bones(scene: Scene) -> None:
@@ -198,7 +198,7 @@ def shoulder_blade(scene: Scene, side: int, density: float) -> None:
     away = np.abs(combine(normal, p) - 14 * a * (1 - a) * side)
     outside = -scene.cage[box] - 13
     flesh = np.minimum(np.minimum(13 - away, rim + 6), np.minimum(outside, scene.body[box] - 4))
-    scene.paint(box, s.cover(flesh), 46)
+    scene.paint(box, s.cover(flesh), 46.0)
     plate = np.minimum(np.minimum(2.4 - away, rim), outside - 3)
     scene.paint(box, s.cover(plate), 330 * density, organ="ribs")
     top = np.stack([inner + np.array([-8, 6, 0]), outer + np.array([4, 4, 8 * side])])
@@ -242,7 +242,7 @@ def spine(scene: Scene, density: float) -> None:
     body_hu = 80 * disc + (1 - disc) * density * (150 + 160 * np.clip(1 - core / 5, 0, 1))
     scene.paint(box, s.cover(core), body_hu.astype(np.float32), organ="spine")
     canal = 8.5 - np.hypot(x, y - 78) + 0 * z
-    scene.paint(box, s.cover(canal), 25, organ="spine")
+    scene.paint(box, s.cover(canal), 25.0, organ="spine")
 
 
 def spine_room(scene: Scene) -> None:
@@ -252,7 +252,7 @@ def spine_room(scene: Scene) -> None:
     z, y, x = s.at(box)
     y = y + 8 * ((z - 5) / 120) ** 2
     q = np.sqrt((x / 18) ** 2 + ((y - 56) / 14) ** 2)
-    scene.carve(box, np.maximum((1 - q) * 15, 13 - np.hypot(x, y - 79)), margin=3)
+    scene.carve(box, np.maximum((1 - q) * 15, 13 - np.hypot(x, y - 79)), margin=3.0)
 
 
 def table(scene: Scene) -> None:

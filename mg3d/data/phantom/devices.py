@@ -8,7 +8,7 @@ from mg3d.data.phantom.plan import Finding
 from mg3d.data.phantom.scene import Scene
 from mg3d.data.phantom.space import axes, ellipsoid, grains, smooth, splat
 
-METAL_HU = 9000  # before the scanner's scale ends at 3071
+METAL_HU = 9000.0  # before the scanner's scale ends at 3071
 
 
 def device(scene: Scene, finding: Finding, rng: np.random.Generator, shapes: list) -> Painted:
@@ -31,7 +31,7 @@ def wires(scene: Scene, finding: Finding, rng: np.random.Generator, share: np.nd
         loops.append(np.stack([height + 2 * np.sin(angle), y + 9 * np.cos(angle), 14 * np.sin(angle)], 1))
     start = np.concatenate([loop[:-1] for loop in loops])
     end = np.concatenate([loop[1:] for loop in loops])
-    thread(scene, share, start, end, radius=scene.mm(0.6))
+    thread(scene, share, start, end, radius=scene.mm(0.85))
 
 
 def implant(scene: Scene, finding: Finding, rng: np.random.Generator, share: np.ndarray) -> None:
@@ -60,7 +60,7 @@ def implant(scene: Scene, finding: Finding, rng: np.random.Generator, share: np.
             course[:-1],
             course[1:],
             radius=scene.mm(1.1 if pacemaker else 1.0),
-            hu=METAL_HU if pacemaker else 4000,
+            hu=METAL_HU if pacemaker else 4000.0,
         )
 
 

@@ -31,8 +31,8 @@ def emphysema(scene: Scene, finding: Finding, rng: np.random.Generator, shapes: 
     place = scene.region(finding.side, finding.place, *s.at(box))
     where = np.minimum(lung, place)
     paraseptal = finding.form == "paraseptal"
-    holes = clouds(s, box, grain_mm=12 if paraseptal else 9, rng=rng)
-    holes += (0.25 if paraseptal else 0.7) * clouds(s, box, grain_mm=42, rng=rng)
+    holes = clouds(s, box, grain_mm=12.0 if paraseptal else 9.0, rng=rng)
+    holes += (0.25 if paraseptal else 0.7) * clouds(s, box, grain_mm=42.0, rng=rng)
     if paraseptal:
         holes -= np.maximum(scene.cage[box] - 11, 0) / 4
     inside = where > 0
@@ -49,12 +49,12 @@ def mosaic(scene: Scene, finding: Finding, rng: np.random.Generator, shapes: lis
     """A patchwork with sharp borders; the mask holds the dark patches, where air is trapped."""
     s = scene.space
     box = flank(scene, finding.side)
-    field = 7 * clouds(s, box, grain_mm=34, rng=rng)
+    field = 7 * clouds(s, box, grain_mm=34.0, rng=rng)
     lung = s.cover(scene.lung[box] - 1)
     dark = s.cover(field) * lung
     step = 26 + 34 * finding.severity
     thin_air(scene, box, dark, scene.hu[box] - step)
-    scene.aerate(box, (lung - dark) * np.float32(step / 850), 40)
+    scene.aerate(box, (lung - dark) * np.float32(step / 850), 40.0)
     return box, dark
 
 
@@ -86,7 +86,7 @@ def bronchi(
     shell = splat(s, *grains(s, start, end, lumen, wall=wall)) * lung
     tubes = splat(s, *grains(s, start, end, lumen)) * lung
     scene.aerate(EVERYWHERE, shell, hu)
-    scene.paint(EVERYWHERE, np.minimum(tubes * 1.1, 1), -990)
+    scene.paint(EVERYWHERE, np.minimum(tubes * 1.1, 1), -990.0)
     return tubes, shell
 
 
@@ -96,7 +96,7 @@ def bronchiectasis(scene: Scene, finding: Finding, rng: np.random.Generator, sha
     wider = rng.uniform(1.5, 1.9 + 0.6 * finding.severity, len(tree.radius))
     lumen = np.maximum(wider * tree.radius, scene.mm(3.4 + 1.6 * finding.severity))
     wall = np.full(len(lumen), scene.mm(1.5 + 0.5 * finding.severity))
-    tubes, shell = bronchi(scene, tree, lumen, wall, hu=40)
+    tubes, shell = bronchi(scene, tree, lumen, wall, hu=40.0)
     return EVERYWHERE, np.minimum(tubes + shell, 1)
 
 
@@ -105,7 +105,7 @@ def peribronchial(scene: Scene, finding: Finding, rng: np.random.Generator, shap
     tree = branches(scene, finding, rng, count=8 + int(8 * finding.severity), levels=(1, 4))
     lumen = np.clip(0.8 * tree.radius, scene.mm(1.3), scene.mm(2.6))
     wall = np.full(len(lumen), scene.mm(2.2 + 1.8 * finding.severity))
-    tubes, shell = bronchi(scene, tree, lumen, wall, hu=35)
+    tubes, shell = bronchi(scene, tree, lumen, wall, hu=35.0)
     return EVERYWHERE, np.minimum(tubes + shell, 1)
 
 
@@ -124,7 +124,7 @@ def septa(scene: Scene, finding: Finding, rng: np.random.Generator, shapes: list
     if not len(where[0]):
         return box, share
     points = np.stack([z[where[0], 0, 0], y[0, where[1], where[2]], x[0, where[1], where[2]]], 1)
-    step = scene.mm(19)
+    step = scene.mm(19.0)
     low, high = points.min(0) - step, points.max(0) + step
     lattice = np.stack(np.meshgrid(*(np.arange(a, b, step) for a, b in zip(low, high, strict=True)), indexing="ij"), -1)
     centres = lattice.reshape(-1, 3) + rng.uniform(-0.42, 0.42, (lattice.size // 3, 3)) * step
@@ -133,5 +133,5 @@ def septa(scene: Scene, finding: Finding, rng: np.random.Generator, shapes: list
     sheet = np.clip((wall - (near[:, 1] - near[:, 0]) / 2) / s.voxel + 0.5, 0, 1)
     share[where] = sheet
     share *= s.cover(np.minimum(rind, scene.region(finding.side, finding.place, z, y, x)))
-    scene.aerate(box, share * np.float32(0.26 + 0.3 * finding.severity), 20)
+    scene.aerate(box, share * np.float32(0.26 + 0.3 * finding.severity), 20.0)
     return box, share

@@ -35,7 +35,7 @@ def pericardial_room(scene: Scene, finding: Finding, rng: np.random.Generator) -
     z, y, x = scene.space.at(box)
     lean = 0.5 * (y - centre[1]) - 0.25 * (z - centre[0]) + 0.3 * (x - centre[2])
     thick = depth * np.clip(0.72 + lean / 70, 0.4, 1)
-    scene.carve(box, f + thick, margin=3)
+    scene.carve(box, f + thick, margin=3.0)
     return [(box, np.minimum(f + thick, -f - 1.5))]
 
 
@@ -47,9 +47,9 @@ def pericardial_effusion(scene: Scene, finding: Finding, rng: np.random.Generato
     share = s.cover(f) * soft(scene, box, spare=("heart",))
     scene.paint(box, share, rng.uniform(0, 15))
     centre, matrix = scene.heart
-    inner, g = ellipsoid(s, centre, matrix, margin=6)
+    inner, g = ellipsoid(s, centre, matrix, margin=6.0)
     line = np.clip(1 - np.abs(g + 0.5) / s.voxel, 0, 1) * np.float32(min(2.2 / s.voxel, 1)) * (scene.cage[inner] > 2)
-    scene.paint(inner, line * soft(scene, inner, spare=("heart",)), -85)
+    scene.paint(inner, line * soft(scene, inner, spare=("heart",)), -85.0)
     return box, share
 
 
@@ -61,7 +61,7 @@ def hernia_room(scene: Scene, finding: Finding, rng: np.random.Generator) -> Sha
     height = -float(scene.dome[floor] - scene.space.z[floor[0], 0, 0])
     centre = np.array([height + 0.75 * half, 20 + 0.15 * half, 8 + rng.normal(0, 3)])
     box, f = ellipsoid(scene.space, centre, axes(radii))
-    scene.carve(box, f, margin=2)
+    scene.carve(box, f, margin=2.0)
     return [(box, f)]
 
 
@@ -72,13 +72,13 @@ def hernia(scene: Scene, finding: Finding, rng: np.random.Generator, shapes: Sha
     free = soft(scene, box, spare=("heart",))
     half = scene.mm(finding.size_mm) / 2
     share = s.cover(f) * free
-    scene.paint(box, share, -80)
-    scene.paint(box, s.cover(f - 0.15 * half) * free, 48, organ="stomach")
+    scene.paint(box, share, -80.0)
+    scene.paint(box, s.cover(f - 0.15 * half) * free, 48.0, organ="stomach")
     inner = s.cover(f - 0.15 * half - 3.5) * free
     scene.paint(box, inner, rng.uniform(0, 40))
     y = s.at(box)[1]
     level = float(np.median(y[np.broadcast_to(f > 0, f.shape).any(0, keepdims=True)])) + rng.uniform(-0.4, 0.25) * half
-    scene.paint(box, inner * s.cover(level - y), -900)
+    scene.paint(box, inner * s.cover(level - y), -900.0)
     return box, share
 
 
@@ -90,7 +90,7 @@ def node_room(scene: Scene, finding: Finding, rng: np.random.Generator) -> Shape
         "paratracheal": np.array([52.0, 8, -23]) if k < 0 else np.array([42.0, 6, 30]),
         "subcarinal": np.array([8.0, 20, -2]),
         "hilar": np.array([4.0, 24, 44 * k]),
-        "axillary": np.array([66.0, 0, 121 * k]),
+        "axillary": np.array([78.0, -4, 108 * k]),
     }[finding.place]
     spread = np.array([13.0, 5, 5]) if finding.place != "subcarinal" else np.array([5.0, 3, 9])
     shapes = []
@@ -99,21 +99,22 @@ def node_room(scene: Scene, finding: Finding, rng: np.random.Generator) -> Shape
         radii = (short * rng.uniform(1.2, 1.5), short, short * rng.uniform(1.0, 1.2))
         centre = station + rng.normal(0, 2, 3) + (0 if i == 0 else 1) * rng.normal(0, 1, 3) * spread
         box, f = ellipsoid(s, centre, axes(radii))
-        scene.carve(box, f, margin=1)
+        scene.carve(box, f, margin=1.0)
         shapes.append((box, f))
     return shapes
 
 
 def nodes(scene: Scene, finding: Finding, rng: np.random.Generator, shapes: Shapes) -> Painted:
-    """Soft tissue at 30 to 50 HU in the fat between the organs."""
-    total = np.zeros(scene.space.shape, np.float32)
+    """Soft tissue at 30 to 50 HU in the fat between the organs; where there is too little fat, veins give way."""
+    s = scene.space
+    total = np.zeros(s.shape, np.float32)
     hu = rng.uniform(30, 50) + 0.3 * max(scene.plan.patient.blood_hu - 40, 0)
     for box, f in shapes:
-        share = (
-            scene.space.cover(f)
-            * soft(scene, box)
-            * scene.space.cover(-scene.cage[box] - 10 if finding.place == "axillary" else scene.cage[box])
-        )
+        wall = -scene.cage[box] - 10 if finding.place == "axillary" else scene.cage[box]
+        whole = s.cover(np.minimum(f, wall))
+        share = whole * soft(scene, box)
+        if share.sum() < 0.5 * whole.sum():
+            share = whole * soft(scene, box, spare=("heart", "pulmonary artery"))
         scene.paint(box, share, hu)
         np.maximum(total[box], share, out=total[box])
     return EVERYWHERE, total
@@ -151,7 +152,10 @@ def arterial_plates(scene: Scene, finding: Finding, rng: np.random.Generator, sh
         path = np.stack([np.interp(np.linspace(-110, 26, 30), path[:, 0], path[:, i]) for i in range(4)], 1)
     points = []
     for _ in range(2 + int(7 * finding.severity)):
-        length, arc = scene.mm(1) * rng.uniform(6, 10 + 12 * finding.severity), rng.uniform(0.5, 0.8 + finding.severity)
+        length, arc = (
+            scene.mm(1.0) * rng.uniform(6, 10 + 12 * finding.severity),
+            rng.uniform(0.5, 0.8 + finding.severity),
+        )
         i = rng.integers(0, len(path) - 1)
         way = path[i + 1, :3] - path[i, :3]
         way /= np.linalg.norm(way)
@@ -165,7 +169,7 @@ def arterial_plates(scene: Scene, finding: Finding, rng: np.random.Generator, sh
         points.append((centre + (radius - 0.6) * spoke, np.full(90, volume)))
     share = splat(scene.space, *(np.concatenate(part) for part in zip(*points, strict=True)))
     scene.paint(EVERYWHERE, share, rng.uniform(800, 1200))
-    return EVERYWHERE, share
+    return EVERYWHERE, np.minimum(2 * share, 1)  # half a voxel of plate outshines the wall
 
 
 def coronary_specks(scene: Scene, finding: Finding, rng: np.random.Generator, shapes: Shapes) -> Painted:
@@ -178,10 +182,10 @@ def coronary_specks(scene: Scene, finding: Finding, rng: np.random.Generator, sh
     spine = np.stack([np.interp(t, [0, 1, 2], course[:, i]) for i in range(3)], 1)
     spine *= 0.95 / np.linalg.norm(spine, axis=1, keepdims=True)
     centres = on_heart(scene, spine)
-    radius = scene.mm(1) * rng.uniform(1.4, 2.0 + 0.6 * finding.severity, len(centres))
+    radius = scene.mm(1.0) * rng.uniform(1.4, 2.0 + 0.6 * finding.severity, len(centres))
     offset = rng.standard_normal((len(centres), 24, 3))
     offset *= (radius[:, None] * rng.random((len(centres), 24)) ** (1 / 3) / np.linalg.norm(offset, axis=2))[..., None]
     volume = np.repeat(4 / 3 * np.pi * radius**3 / 24, 24)
     share = splat(scene.space, (centres[:, None] + offset).reshape(-1, 3), volume)
     scene.paint(EVERYWHERE, share, rng.uniform(1500, 2400))  # blooming: dense specks look larger than they are
-    return EVERYWHERE, share
+    return EVERYWHERE, np.minimum(6 * share, 1)

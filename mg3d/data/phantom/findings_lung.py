@@ -25,13 +25,13 @@ def nodule(scene: Scene, finding: Finding, rng: np.random.Generator, shapes: lis
     if radius < 0.8 * s.voxel:
         centre = snap(scene, centre)
     radii = radius * np.array([1, rng.uniform(0.8, 0.97), rng.uniform(0.75, 0.92)])
-    box, f = ellipsoid(s, centre, axes(tuple(radii), rotation=rotation(rng)))
+    box, f = ellipsoid(s, centre, axes(radii, rotation=rotation(rng)))
     if radius > s.voxel:
         f = f + np.minimum(0.09 * radius * clouds(s, box, grain_mm=0.8 * radius, rng=rng), 0.3 * s.voxel)
     lung = s.cover(scene.lung[box] + 1)
     share = s.cover(f) * lung
     if finding.form in ("ground glass", "subsolid"):
-        scene.aerate(box, share * np.float32(rng.uniform(0.42, 0.55)), 40)
+        scene.aerate(box, share * np.float32(rng.uniform(0.42, 0.55)), 40.0)
         if finding.form == "subsolid":
             scene.paint(box, s.cover(f - 0.45 * radius) * lung, rng.uniform(0, 40))
     elif finding.form == "calcified":
@@ -56,14 +56,14 @@ def spicules(scene: Scene, centre: np.ndarray, radius: float, rng: np.random.Gen
     ways /= np.linalg.norm(ways, axis=1, keepdims=True)
     start, end = centre + 0.8 * radius * ways, centre + radius * ways * rng.uniform(1.4, 1.9, (9, 1))
     share = splat(scene.space, *grains(scene.space, start, end, np.full(9, 0.9 / scene.space.scale)))
-    scene.aerate(EVERYWHERE, share * scene.space.cover(scene.lung), 20)
+    scene.aerate(EVERYWHERE, share * scene.space.cover(scene.lung), 20.0)
 
 
 def blob(scene: Scene, finding: Finding, rng: np.random.Generator, *, radius: float, ragged: float) -> Painted:
     """Box and field of a noise-bounded lump near the pleura, kept inside its lobe and the lung."""
     s = scene.space
-    centre = scene.spot(finding.side, finding.place, rng, deep=(4, 26))
-    box, f = ellipsoid(s, centre, axes(tuple(radius * rng.uniform(0.8, 1.25, 3)), rotation=rotation(rng)))
+    centre = scene.spot(finding.side, finding.place, rng, deep=(4.0, 26.0))
+    box, f = ellipsoid(s, centre, axes(radius * rng.uniform(0.8, 1.25, 3), rotation=rotation(rng)))
     f = f + ragged * radius * clouds(s, box, grain_mm=0.7 * radius, rng=rng)
     place = scene.region(finding.side, finding.place, *s.at(box))
     return box, np.minimum(np.minimum(f, scene.lung[box]), place + 1)
@@ -77,7 +77,7 @@ def consolidation(scene: Scene, finding: Finding, rng: np.random.Generator, shap
     tree = scene.airways.pick(scene.airways.level > 0)
     open_air = splat(s, *grains(s, tree.start, tree.end, np.maximum(tree.radius, 1.7 / s.scale)))[box]
     contrast = max(scene.plan.patient.blood_hu - 40, 0)
-    scene.aerate(box, share * (1 - 0.9 * np.minimum(1.5 * open_air, 1)), rng.uniform(15, 45) + 0.25 * contrast)
+    scene.aerate(box, share * (1 - 0.9 * np.minimum(1.5 * open_air, 1)), rng.uniform(15, 45.0) + 0.25 * contrast)
     return box, share
 
 
@@ -93,7 +93,7 @@ def opacity(scene: Scene, finding: Finding, rng: np.random.Generator, shapes: li
         box, f = blob(scene, finding, rng, radius=radius * rng.uniform(0.85, 1.15), ragged=0.25)
         np.maximum(share[box], s.cover(f * np.float32(0.6)), out=share[box])  # hazy edge
     fill = 0.24 + 0.24 * finding.severity + rng.uniform(-0.03, 0.05)
-    scene.aerate(EVERYWHERE, share * np.float32(fill), 40)
+    scene.aerate(EVERYWHERE, share * np.float32(fill), 40.0)
     return EVERYWHERE, share
 
 
@@ -101,7 +101,7 @@ def atelectasis(scene: Scene, finding: Finding, rng: np.random.Generator, shapes
     """Linear: one to three plates of collapsed lung. Subsegmental: a wedge from the pleura towards the hilum."""
     s = scene.space
     dense = 35 + 0.3 * max(scene.plan.patient.blood_hu - 40, 0)
-    centre = scene.spot(finding.side, finding.place, rng, deep=(3, 20), low=True)
+    centre = scene.spot(finding.side, finding.place, rng, deep=(3.0, 20.0), low=True)
     share = np.zeros(s.shape, np.float32)
     if finding.form == "linear":
         reach = scene.mm(20 + 18 * finding.severity)
@@ -112,7 +112,7 @@ def atelectasis(scene: Scene, finding: Finding, rng: np.random.Generator, shapes
             middle = centre + 13 * k * normal
             box = s.around(middle, reach)
             p = [c - np.float32(o) for c, o in zip(s.at(box), middle, strict=True)]
-            away = np.abs(combine(normal, p) + 1.5 * clouds(s, box, grain_mm=30, rng=rng))
+            away = np.abs(combine(normal, p) + 1.5 * clouds(s, box, grain_mm=30.0, rng=rng))
             f = np.minimum(np.float32(half) - away, reach - np.sqrt(sum(c * c for c in p)))
             np.maximum(share[box], s.cover(f), out=share[box])
         box = EVERYWHERE
@@ -125,9 +125,10 @@ def atelectasis(scene: Scene, finding: Finding, rng: np.random.Generator, shapes
         p = [c - np.float32(o) for c, o in zip(s.at(box), tail, strict=True)]
         along = combine(way, p)
         across = np.sqrt(np.maximum(sum(c * c for c in p) - along**2, 0))
-        f = np.minimum(base * (1 - along / length) - across, along + 4) + 1.2 * clouds(s, box, grain_mm=12, rng=rng)
+        f = np.minimum(base * (1 - along / length) - across, along + 4) + 1.2 * clouds(s, box, grain_mm=12.0, rng=rng)
         share[box] = s.cover(np.minimum(f, length - along))
-    share[box] *= s.cover(scene.lung[box])
+    own = scene.region(finding.side, "lung", *s.at(box))
+    share[box] *= s.cover(np.minimum(scene.lung[box], own))
     scene.aerate(box, share[box], dense)
     return box, share[box]
 
@@ -135,7 +136,7 @@ def atelectasis(scene: Scene, finding: Finding, rng: np.random.Generator, shapes
 def fibrosis(scene: Scene, finding: Finding, rng: np.random.Generator, shapes: list) -> Painted:
     """Strands that run from a thickened pleura into the lung, with the scar between them."""
     s = scene.space
-    centre = scene.spot(finding.side, finding.place, rng, deep=(1, 7))
+    centre = scene.spot(finding.side, finding.place, rng, deep=(1.0, 7.0))
     count = 6 + int(9 * finding.severity)
     start = centre + rng.normal(0, 9 + 4 * finding.severity, (count, 3))
     inward = scene.hila[finding.side] - centre
@@ -143,14 +144,14 @@ def fibrosis(scene: Scene, finding: Finding, rng: np.random.Generator, shapes: l
     way = inward + rng.normal(0, 0.45, (count, 3))
     end = start + way * rng.uniform(14, 24 + 16 * finding.severity, (count, 1))
     middle = (start + end) / 2 + rng.normal(0, 2.5, (count, 3))
-    radius = np.tile(scene.mm(1) * rng.uniform(1.1, 1.6 + 0.6 * finding.severity, count), 2)
+    radius = np.tile(scene.mm(1.0) * rng.uniform(1.1, 1.6 + 0.6 * finding.severity, count), 2)
     strands = splat(s, *grains(s, np.concatenate([start, middle]), np.concatenate([middle, end]), radius))
-    box = s.around(centre, 24)
+    box = s.around(centre, 24.0)
     z, y, x = s.at(box)
     near = 18 + 6 * finding.severity - np.sqrt((z - centre[0]) ** 2 + (y - centre[1]) ** 2 + (x - centre[2]) ** 2)
     depth = scene.lung[box]
-    cap = s.cover(np.minimum(2.0 + 3 * finding.severity - depth + 1.5 * clouds(s, box, grain_mm=8, rng=rng), near))
+    cap = s.cover(np.minimum(2.0 + 3 * finding.severity - depth + 1.5 * clouds(s, box, grain_mm=8.0, rng=rng), near))
     np.maximum(strands[box], 0.8 * cap, out=strands[box])
     strands *= s.cover(scene.lung)
-    scene.aerate(EVERYWHERE, strands, 30)
+    scene.aerate(EVERYWHERE, strands, 30.0)
     return EVERYWHERE, strands

@@ -113,8 +113,8 @@ def gullet(scene: Scene) -> Part:
 def make_room(scene: Scene, parts: list[Part]) -> None:
     """Carve heart, vessels and oesophagus out of the lungs, then remember the pleural cavities."""
     centre, matrix = scene.heart
-    box, f = ellipsoid(scene.space, centre, matrix, margin=8)
-    scene.carve(box, f, margin=5)
+    box, f = ellipsoid(scene.space, centre, matrix, margin=8.0)
+    scene.carve(box, f, margin=5.0)
     for part in parts:
         scene.carve(part.box, part.field, margin=part.margin)
     scene.cavity = scene.lung.copy()
@@ -124,15 +124,15 @@ def paint_heart(scene: Scene) -> None:
     """Muscle, four chambers of blood, fat in the grooves and the line of the pericardium."""
     s, patient, rng = scene.space, scene.plan.patient, scene.rng(11)
     centre, matrix = scene.heart
-    box, f = ellipsoid(s, centre, matrix, margin=8)
+    box, f = ellipsoid(s, centre, matrix, margin=8.0)
     share = s.cover(f)
     contrast = max(patient.blood_hu - 40, 0)
     y = s.at(box)[1]
     line = np.clip(1 - np.abs(f + 3) / s.voxel, 0, 1) * np.float32(min(1.5 / s.voxel, 1))
-    scene.paint(box, line * (scene.cage[box] > 3), 30)
+    scene.paint(box, line * (scene.cage[box] > 3), 30.0)
     scene.paint(box, share, 48 + 0.35 * contrast, organ="heart")
     fat = s.cover(f) * s.cover(rng.uniform(2, 5) - f) * np.clip(0.5 - (y - centre[1]) / 40, 0, 1)
-    scene.paint(box, fat, -85)
+    scene.paint(box, fat, -85.0)
     chambers = (  # place in the ball, size, how much of the contrast
         (np.array([0.26, 0.26, 0.12]), 0.46, 1.0),  # left ventricle
         (np.array([0.12, -0.46, 0.10]), 0.44, 1.0),  # right ventricle
@@ -152,7 +152,7 @@ def paint_parts(scene: Scene, parts: list[Part]) -> None:
             z = scene.space.at(part.box)[0]
             middle = scene.rng(12).uniform(-40, 90)
             air = scene.space.cover(np.minimum(part.field - 4.5, 12 - np.abs(z - middle)))
-            scene.paint(part.box, air, -900)
+            scene.paint(part.box, air, -900.0)
 
 
 def central_airways(scene: Scene) -> None:
@@ -163,11 +163,11 @@ def central_airways(scene: Scene) -> None:
     trachea = np.array([[c[0], c[1], c[2], r], [100.0, 8, 0, r], [190, -4, 0, r]])
     right = np.array([[*c, 7.2], [14.0, 14, -24, 6.5], [-4, 18, -34, 5]])
     left = np.array([[*c, 7], [12.0, 18, 26, 6], [4, 22, 36, 5]])
-    shapes = [column(s, trachea), chain(s, smooth(right), margin=2), chain(s, smooth(left), margin=2)]
+    shapes = [column(s, trachea), chain(s, smooth(right), margin=2.0), chain(s, smooth(left), margin=2.0)]
     for box, f in shapes:
-        scene.paint(box, s.cover(f + 2), 35, organ="airways")
+        scene.paint(box, s.cover(f + 2), 35.0, organ="airways")
     for box, f in shapes:
-        scene.paint(box, s.cover(f), -990)
+        scene.paint(box, s.cover(f), -990.0)
 
 
 def trees(scene: Scene) -> None:
@@ -190,9 +190,9 @@ def trees(scene: Scene) -> None:
     bronchi = scene.airways
     lumen, wall = 0.8 * bronchi.radius, 0.22 * bronchi.radius + 0.3
     shell = splat(s, *grains(s, bronchi.start, bronchi.end, lumen, wall=wall))
-    scene.paint((slice(None),) * 3, shell * lung, 10)
+    scene.paint((slice(None),) * 3, shell * lung, 10.0)
     tubes = splat(s, *grains(s, bronchi.start, bronchi.end, lumen))
-    scene.paint((slice(None),) * 3, tubes * lung, -985)
+    scene.paint((slice(None),) * 3, tubes * lung, -985.0)
     scene.organs[(tubes * lung > 0.5)] = ORGANS.index("airways")
 
 
@@ -219,4 +219,4 @@ def small_nodes(scene: Scene) -> None:
         radii = tuple(rng.uniform(2.0, 3.6, 3) / scene.space.scale)
         box, f = ellipsoid(scene.space, station + rng.normal(0, 3, 3), np.diag(1 / np.asarray(radii)))
         outside = scene.space.cover(-scene.lung[box]) * (scene.body[box] > 8)
-        scene.paint(box, scene.space.cover(f) * outside, 35)
+        scene.paint(box, scene.space.cover(f) * outside, 35.0)

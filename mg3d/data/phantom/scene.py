@@ -88,12 +88,12 @@ class Scene:
         place: str,
         rng: np.random.Generator,
         *,
-        deep: tuple[float, float] = (0, 1e3),
+        deep: tuple[float, float] = (0.0, 1e3),
         low: bool = False,
     ) -> np.ndarray:
         """A point [3] of the lung, at least deep[0] inside a place and at most deep[1] below the lung's surface.
 
-        Falls back to the point that misses the wish by least. `low` prefers points near the diaphragm and the back.
+        Falls back to the point that misses the wish by least. `low` prefers the height of the domes.
         """
         u = rng.random((1500, 3))
         points = np.array([-120.0, -78, 4]) + u * np.array([235.0, 156, 120])
@@ -104,5 +104,5 @@ class Scene:
         best = np.argsort(miss, kind="stable")[: 7 if low else 1]
         if low:
             best = best[miss[best] <= miss[best[0]]]
-            best = best[np.argsort(points[best, 0] - 0.5 * points[best, 1])]
+            best = best[np.argsort(np.abs(points[best, 0] - self.fissure[0] + 42))]
         return points[best[0]]

@@ -6,6 +6,7 @@ that is positive inside and close to the signed distance to its surface; `cover`
 that the shape fills, so that edges carry a partial-volume effect and nothing looks like bricks.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -94,7 +95,7 @@ def space(
     )
 
 
-def axes(radii: tuple[float, float, float], *, rotation: np.ndarray | None = None) -> np.ndarray:
+def axes(radii: Sequence[float | int] | np.ndarray, *, rotation: np.ndarray | None = None) -> np.ndarray:
     """Matrix M [3, 3] of the ellipsoid |M p| = 1 with these radii along the rows of `rotation` (z, y, x if None)."""
     return np.diag(1 / np.asarray(radii)) @ (np.eye(3) if rotation is None else rotation)
 

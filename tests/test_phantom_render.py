@@ -1,0 +1,392 @@
+"""The phantom's voxels: anatomy the right way round, findings where and as large as the plan says, exact masks."""
+
+import re
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+
+from mg3d.data.phantom.findings import PAINT, SHAPE
+from mg3d.data.phantom.plan import FORMS, LABELS, MIDLINE, ORGANS, PLACES, SIZES_MM, Finding, Patient, Plan, draw
+from mg3d.data.phantom.render import Rendering, blur, build, render
+from mg3d.data.phantom.space import chain, clouds, ellipsoid, grains, smooth, space, splat
+
+SHAPE_72 = (72, 72, 72)
+PATIENT = Patient(
+    sex="male",
+    age=60,
+    size=1.0,
+    fat_mm=18.0,
+    lung=1.0,
+    heart_ratio=0.46,
+    aorta_mm=33.0,
+    blood_hu=160.0,
+    kernel_mm=0.8,
+    noise_hu=12.0,
+    slice_mm=2.0,
+    tilt_deg=0.0,
+    shift_mm=(0.0, 0.0, 0.0),
+    zoom=1.0,
+)
+LUNG_LABELS = (
+    "Emphysema",
+    "Atelectasis",
+    "Lung nodule",
+    "Lung opacity",
+    "Pulmonary fibrotic sequela",
+    "Mosaic attenuation pattern",
+    "Peribronchial thickening",
+    "Consolidation",
+    "Bronchiectasis",
+    "Interlobular septal thickening",
+)
+
+
+def plan(*findings: Finding, seed: int = 5, **changes) -> Plan:
+    return Plan("train_1_a_1", "train_1", "train", seed, replace(PATIENT, **changes), findings)
+
+
+@cache
+def healthy(seed: int = 5) -> Rendering:
+    return render(plan(seed=seed))
+
+
+def finding(label: str, side: str, place: str, form: str = "", *, level: float = 0.5) -> Finding:
+    low, high = SIZES_MM.get(label, (0.0, 0.0))
+    return Finding(label, side, place, form, low + level * (high - low), level)
+
+
+def every() -> list[Finding]:
+    """Each label at each place, side and form that the vocabulary allows."""
+    found = []
+    for label in LABELS:
+        for i, place in enumerate(PLACES[label]):
+            forms = (FORMS[label][i],) if label == "Medical material" else FORMS.get(label, ("",))
+            for j, form in enumerate(forms):
+                side = "" if label in MIDLINE or place in ("subcarinal", "sternum") else ("right", "left")[(i + j) % 2]
+                side = "right" if place == "middle lobe" else side
+                found.append(finding(label, side, place, form))
+    return found
+
+
+def named(organ: str, rendering: Rendering) -> np.ndarray:
+    return rendering.organs == ORGANS.index(organ)
+
+
+def centre(mask: np.ndarray) -> np.ndarray:
+    return np.argwhere(mask).mean(0)
+
+
+def grown(mask: np.ndarray, steps: int) -> np.ndarray:
+    from scipy.ndimage import binary_dilation
+
+    return binary_dilation(mask, iterations=steps)
+
+
+def test_every_label_has_a_renderer():
+    assert set(PAINT) == set(LABELS)
+    assert set(SHAPE) <= set(LABELS)
+
+
+@pytest.mark.parametrize("shape", [(72, 72, 72), (40, 48, 56)])
+def test_shapes_types_and_bytes(shape):
+    p = draw(3, split="test", seed=1)
+    one, two = render(p, shape=shape), render(p, shape=shape)
+    assert one.hu.shape == one.organs.shape == shape
+    assert one.masks.shape == (len(p.findings), *shape)
+    assert (one.hu.dtype, one.organs.dtype, one.masks.dtype) == (np.int16, np.uint8, np.bool_)
+    assert one.spacing_mm == pytest.approx(tuple(360 * p.patient.zoom / n for n in shape))
+    assert one.hu.tobytes() == two.hu.tobytes()
+    assert one.masks.tobytes() == two.masks.tobytes()
+    assert one.organs.tobytes() == two.organs.tobytes()
+    assert one.hu.min() >= -1024
+    assert not np.array_equal(one.hu, render(replace(p, seed=p.seed + 1), shape=shape).hu)
+
+
+def test_the_right_way_round():
+    r = healthy()
+    liver, spleen, stomach, heart, spine = (
+        centre(named(o, r)) for o in ("liver", "spleen", "stomach", "heart", "spine")
+    )
+    right, left, aorta, air = (centre(named(o, r)) for o in ("right lung", "left lung", "aorta", "airways"))
+    assert right[2] < 36 < left[2]  # W runs from the patient's right to the left
+    assert liver[2] < heart[2]
+    assert min(spleen[2], stomach[2], heart[2], aorta[2]) > 36
+    assert spine[1] > 45  # H runs from front to back
+    assert spine[1] > aorta[1] > heart[1]
+    assert max(liver[0], spleen[0], stomach[0]) < heart[0] < air[0]  # D runs from feet to head
+    top = np.nonzero(named("aorta", r).any((1, 2)))[0].max()
+    arch = named("aorta", r)[top - 1]
+    trachea = named("airways", r)[top - 1]
+    assert np.argwhere(arch)[:, 1].mean() > np.argwhere(trachea)[:, 1].mean()  # the arch passes on the left
+
+
+@pytest.mark.parametrize(
+    ("organ", "low", "high"),
+    [
+        ("right lung", -900, -780),
+        ("left lung", -900, -780),
+        ("liver", 20, 130),
+        ("spine", 60, 400),
+        ("aorta", 110, 175),
+    ],
+)
+def test_tissues_have_their_hu(organ, low, high):
+    r = healthy()
+    assert low < np.median(r.hu[named(organ, r)]) < high
+
+
+def test_every_organ_is_there():
+    assert set(np.unique(healthy().organs)) == set(range(len(ORGANS)))
+
+
+def test_lung_volume_is_human():
+    r = healthy()
+    litres = (named("left lung", r) | named("right lung", r)).sum() * np.prod(r.spacing_mm) / 1e6
+    assert 2.5 < litres < 6
+
+
+@pytest.mark.parametrize("f", every(), ids=lambda f: f"{f.label}-{f.side}-{f.place}-{f.form}")
+def test_finding_is_seen_where_its_mask_is(f):
+    base, r = healthy(), render(plan(f))
+    mask = r.masks[0]
+    assert mask.any()
+    assert not mask.all()
+    change = np.abs(r.hu.astype(float) - base.hu)
+    if f.label == "Medical material":
+        assert r.hu[mask].max() > 700
+    inside, outside = change[grown(mask, 1)].mean(), change[~grown(mask, 4)].mean()
+    # a wide heart or a sac moves its neighbours, metal throws streaks; everything else stays in its mask
+    assert inside > (3 if f.label in ("Cardiomegaly", *SHAPE, "Medical material") else 12) * outside
+    assert inside > 8
+
+
+@pytest.mark.parametrize(
+    "f", [f for f in every() if f.label in LUNG_LABELS], ids=lambda f: f"{f.label}-{f.place}-{f.form}"
+)
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_lung_finding_lies_in_its_lung_and_place(f, side):
+    if side == "left" and f.place == "middle lobe":
+        pytest.skip("there is no left middle lobe")
+    p = plan(replace(f, side=side), seed=11)
+    mask = render(p).masks[0]
+    scene, _ = build(p, SHAPE_72)
+    s = scene.space
+    inside = scene.region(side, f.place, s.z, s.y, s.x)
+    middle = (
+        s.voxel * 0.6
+        if f.label not in ("Pulmonary fibrotic sequela", "Bronchiectasis", "Peribronchial thickening", "Atelectasis")
+        else 12
+    )
+    assert (scene.cavity[mask] > -s.voxel).mean() > 0.95
+    assert (inside[mask] > -middle).mean() > 0.9
+    flank = s.x + 0 * s.z if side == "left" else -s.x + 0 * s.z
+    assert (np.broadcast_to(flank, mask.shape)[mask] > -s.voxel).all()
+
+
+@pytest.mark.parametrize("form", FORMS["Lung nodule"])
+@pytest.mark.parametrize("size_mm", [4.0, 9.0, 17.0, 30.0])
+def test_nodule_is_as_long_as_told(size_mm, form):
+    p = plan(Finding("Lung nodule", "right", "lower lobe", form, size_mm, 0.5), seed=8)
+    r = render(p, shape=(120, 120, 120))
+    spots = np.argwhere(r.masks[0]) * r.spacing_mm
+    if len(spots) > 1:
+        from scipy.spatial.distance import pdist
+
+        assert pdist(spots).max() + 2 == pytest.approx(size_mm, abs=3.0)  # voxels of 3 mm
+    else:
+        assert size_mm < 6
+
+
+@pytest.mark.parametrize("depth_mm", [8.0, 20.0, 45.0])
+def test_effusion_is_as_deep_as_told_and_lies_at_the_back(depth_mm):
+    r = render(plan(Finding("Pleural effusion", "left", "pleura", "", depth_mm, 0.4)))
+    columns = r.masks[0].sum(1) * r.spacing_mm[1]
+    assert np.quantile(columns[columns > 0], 0.98) == pytest.approx(depth_mm, abs=8)
+    assert centre(r.masks[0])[1] > centre(named("left lung", r))[1]
+    assert np.median(r.hu[r.masks[0]]) == pytest.approx(10, abs=30)
+
+
+@pytest.mark.parametrize("depth_mm", [6.0, 12.0, 20.0])
+def test_pericardial_effusion_is_as_deep_as_told(depth_mm):
+    p = plan(Finding("Pericardial effusion", "", "pericardium", "", depth_mm, 0.4))
+    r = render(p, shape=(120, 120, 120))
+    scene, _ = build(p, (120, 120, 120))
+    box, f = ellipsoid(scene.space, *scene.heart, margin=40.0)
+    deepest = -f[r.masks[0][box]].min() * scene.space.scale
+    assert deepest == pytest.approx(depth_mm, abs=3)
+
+
+@pytest.mark.parametrize("size_mm", [10.0, 18.0, 25.0])
+def test_node_short_axis(size_mm):
+    r = render(plan(Finding("Lymphadenopathy", "left", "axillary", "", size_mm, 0.1)), shape=(120, 120, 120))
+    rows = r.masks[0].any((0, 2)).sum() * r.spacing_mm[1]
+    assert rows == pytest.approx(size_mm, abs=4)
+
+
+def test_cardiomegaly_widens_the_heart():
+    small, large = healthy(), render(plan(finding("Cardiomegaly", "", "heart", level=1.0)))
+    width = [np.ptp(np.nonzero(named("heart", r).any((0, 1)))[0]) for r in (small, large)]
+    assert width[1] > width[0] * 1.25
+    assert large.masks[0].sum() > 1.3 * named("heart", small).sum()
+
+
+def test_ground_glass_adds_and_spares_vessels():
+    r, base = render(plan(finding("Lung opacity", "left", "lower lobe", "focal", level=0.8))), healthy()
+    change = r.hu.astype(int) - base.hu
+    mask = r.masks[0]
+    assert change.min() > -3  # nothing is ever darker
+    assert change[mask & (base.hu < -700)].mean() > 150
+    assert np.abs(change[mask & (base.hu > 0)]).mean() < 25
+
+
+def test_consolidation_keeps_air_bronchograms():
+    f = finding("Consolidation", "right", "lower lobe", level=1.0)
+    r = render(plan(f, seed=3), shape=(120, 120, 120))
+    mask = r.masks[0]
+    assert np.median(r.hu[mask]) > -100
+    assert (r.hu[mask] < -300).sum() > 10
+
+
+def test_emphysema_is_dark_and_grows_with_severity():
+    dark = []
+    for level in (0.2, 0.9):
+        r = render(plan(finding("Emphysema", "left", "upper lobe", "centrilobular", level=level)))
+        assert np.median(r.hu[r.masks[0]]) < -900
+        dark.append(r.masks[0].sum())
+    assert dark[1] > 2 * dark[0]
+
+
+@pytest.mark.parametrize("label", [label for label in LABELS if label not in SIZES_MM and label != "Cardiomegaly"])
+def test_severity_makes_more_of_it(label):
+    first = next(f for f in every() if f.label == label)
+    weak, strong = (render(plan(replace(first, severity=s))) for s in (0.05, 1.0))
+    base = healthy()
+    changes = [np.abs(r.hu.astype(float) - base.hu).sum() for r in (weak, strong)]
+    assert changes[1] > (1.05 if label == "Medical material" else 1.15) * changes[0]
+
+
+def test_one_finding_does_not_move_another():
+    nodule = Finding("Lung nodule", "left", "upper lobe", "solid", 14.0, 0.5)
+    alone = render(plan(nodule)).masks[0]
+    pair = render(plan(nodule, finding("Lung opacity", "right", "lower lobe", "focal"))).masks[0]
+    assert np.array_equal(alone, pair)
+
+
+@pytest.mark.parametrize("corner", [(1, 1, 1), (-1, -1, -1), (1, -1, 1)])
+def test_largest_patient_in_the_smallest_field_survives_the_crop(corner):
+    shift = tuple(12.0 * c for c in corner)
+    findings = [
+        finding("Medical material", "", "sternum", "sternal wires"),
+        finding("Lymphadenopathy", "left", "axillary"),
+        finding("Pleural effusion", "right", "pleura"),
+        finding("Lung nodule", "left", "upper lobe", "solid"),
+    ]
+    r = render(plan(*findings, size=1.12, zoom=0.92, shift_mm=shift, lung=1.1))
+    low = [round(72 * (1 - c) / 2) for c in (0.88, 0.66, 0.88)]
+    inside = np.zeros(SHAPE_72, bool)
+    inside[low[0] : 72 - low[0], low[1] : 72 - low[1], low[2] : 72 - low[2]] = True
+    lungs = named("right lung", r) | named("left lung", r)
+    assert (lungs & inside).sum() > 0.985 * lungs.sum()
+    for mask in r.masks:
+        assert (mask & inside).sum() > 0.9 * mask.sum()
+
+
+@pytest.mark.parametrize("noise_hu", [8.0, 30.0])
+def test_noise_is_as_told(noise_hu):
+    quiet, loud = render(plan(noise_hu=1e-3)), render(plan(noise_hu=noise_hu))
+    difference = (loud.hu.astype(float) - quiet.hu)[10:50]
+    assert difference[quiet.hu[10:50] > -900].std() == pytest.approx(noise_hu, rel=0.1)
+    assert abs(difference[quiet.hu[10:50] > -900].mean()) < 1
+
+
+@pytest.mark.parametrize(
+    ("change", "more"),
+    [
+        ({"fat_mm": 40.0}, lambda r: ((r.hu > -140) & (r.hu < -60)).sum()),
+        ({"blood_hu": 240.0}, lambda r: np.median(r.hu[named("aorta", r)])),
+        ({"lung": 1.15}, lambda r: (r.hu < -850)[named("left lung", r)].mean()),
+        ({"size": 1.1}, lambda r: named("liver", r).sum() + named("heart", r).sum()),
+        ({"aorta_mm": 39.0}, lambda r: named("aorta", r).sum()),
+        ({"age": 25}, lambda r: r.hu[named("spine", r)].mean()),
+        ({"zoom": 0.92}, lambda r: named("heart", r).sum()),
+        ({"shift_mm": (0.0, 0.0, 12.0)}, lambda r: centre(named("spine", r))[2]),
+        ({"shift_mm": (0.0, 12.0, 0.0)}, lambda r: centre(named("spine", r))[1]),
+        ({"shift_mm": (12.0, 0.0, 0.0)}, lambda r: centre(named("heart", r))[0]),
+        ({"tilt_deg": -8.0}, lambda r: centre(named("spine", r))[2]),
+        ({"sex": "female"}, lambda r: (r.hu[24:36, :18] > -200).sum()),
+    ],
+    ids=lambda v: str(v) if isinstance(v, dict) else "",
+)
+def test_patient_and_scan_show(change, more):
+    assert more(render(plan(**change))) > more(healthy())
+
+
+@pytest.mark.parametrize(("change", "axis"), [({"slice_mm": 8.0}, 0), ({"kernel_mm": 4.0}, 2)])
+def test_blur_of_the_scan(change, axis):
+    rough = [np.abs(np.diff(render(plan(noise_hu=0.01, **c)).hu.astype(float), axis=axis)).mean() for c in ({}, change)]
+    assert rough[1] < 0.97 * rough[0]
+
+
+def test_drawn_plans_have_no_empty_mask():
+    for number in range(1, 9):
+        p = draw(number, split="train", seed=0)
+        assert all(mask.any() for mask in render(p).masks), p.id
+
+
+def test_a_finding_outside_the_vocabulary_is_refused():
+    with pytest.raises(KeyError, match=re.escape("attic")):
+        render(plan(Finding("Lymphadenopathy", "left", "attic", "", 12.0, 0.5)))
+    with pytest.raises(KeyError, match="Gallstone"):
+        render(plan(Finding("Gallstone", "", "liver", "", 0.0, 0.5)))
+
+
+@pytest.mark.parametrize("variance", [0.1, 0.55, 2.5])
+def test_blur_keeps_the_sum_and_has_its_variance(variance):
+    x = np.zeros((41, 3, 3), np.float32)
+    x[20, 1, 1] = 1
+    blur(x, axis=0, variance=variance)
+    line = x[:, 1, 1].astype(float)
+    t = np.arange(41) - 20
+    assert line.sum() == pytest.approx(1, abs=1e-5)
+    assert (line * t * t).sum() == pytest.approx(variance, rel=1e-3)
+    assert line.min() >= 0
+
+
+def grid(n: int = 60, *, tilt_deg: float = 0.0):
+    return space((n, n, n), zoom=1.0, scale=1.1, shift_mm=(3.0, -4.0, 5.0), tilt_deg=tilt_deg)
+
+
+def test_index_inverts_the_coordinates():
+    s = grid(tilt_deg=7.0)
+    k, i, j = 13, 41, 22
+    point = np.array([s.z[k, 0, 0], s.y[0, i, j], s.x[0, i, j]])
+    assert s.index(point) == pytest.approx([k, i, j], abs=1e-3)
+
+
+@pytest.mark.parametrize("radius", [12.0, 30.0])
+def test_volumes_of_ball_tube_and_grains(radius):
+    s = grid(tilt_deg=5.0)
+    unit = s.voxel**3
+    _, ball = ellipsoid(s, np.array([0.0, 3, 2]), np.eye(3) / radius)
+    assert s.cover(ball).sum() * unit == pytest.approx(4 / 3 * np.pi * radius**3, rel=0.06)
+    ends = np.array([[-40.0, 0, 10], [35, 20, -15]])
+    _, tube = chain(s, np.column_stack([ends, [radius, radius]]))
+    length = np.linalg.norm(ends[1] - ends[0])
+    volume = np.pi * radius**2 * length + 4 / 3 * np.pi * radius**3
+    assert s.cover(tube).sum() * unit == pytest.approx(volume, rel=0.03)
+    thin = splat(s, *grains(s, ends[:1], ends[1:], np.array([1.2])))
+    assert thin.sum() * unit == pytest.approx(np.pi * 1.2**2 * length, rel=1e-3)
+    shell = splat(s, *grains(s, ends[:1], ends[1:], np.array([radius]), wall=np.array([1.5])))
+    assert shell.sum() * unit == pytest.approx(np.pi * ((radius + 1.5) ** 2 - radius**2) * length, rel=0.02)
+
+
+def test_smooth_keeps_the_ends_and_clouds_are_noise():
+    path = smooth(np.array([[0.0, 0], [1, 0], [1, 1]]))
+    assert path[0].tolist() == [0, 0]
+    assert path[-1].tolist() == [1, 1]
+    noise = clouds(grid(), (slice(None), slice(5, 50), slice(0, 60)), grain_mm=25.0, rng=np.random.default_rng(0))
+    assert noise.shape == (60, 45, 60)
+    assert abs(noise.mean()) < 0.3
+    assert 0.6 < noise.std() < 1.4
