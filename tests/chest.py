@@ -1,49 +1,56 @@
-"""A chest of a few thousand voxels, and files of it, for the tests of reading and listing."""
+"""Small chest-like volumes on disk, and listings of them: what the tests of preparation, audit and loading read.
 
+Run as a program (`python chest.py <folder> <cache> <workers>`) it prepares them, so that a test can kill it.
+"""
+
+import sys
 from pathlib import Path
 
-import nibabel
 import numpy as np
 
-SHAPE = (40, 32, 24)  # left-right, front-back, feet-head
-SPACING_MM = (8.0, 8.0, 10.0)
-AFFINE = np.array([[-8, 0, 0, 150], [0, -8, 0, 120], [0, 0, 10, -300], [0, 0, 0, 1]], dtype=float)  # LPS, as most CTs
+from mg3d.data.frame import Spec
+from mg3d.data.listing import Listing
+from mg3d.types import Case
+
+SPEC = Spec(shape=(16, 12, 20))
+SPLITS = ("train", "train", "train", "train", "valid", "test")
 
 
-def chest(*, seed: int = 0) -> np.ndarray:
-    """HU [40, 32, 24] int16: a body in air with two lungs, a spine, a little noise, cut at -1024 as scanners do."""
-    i, j, k = np.meshgrid(*(np.linspace(-1, 1, n) for n in SHAPE), indexing="ij")
-    hu = np.full(SHAPE, -1000.0)
-    hu[(i / 0.85) ** 2 + (j / 0.75) ** 2 < 1] = 40
-    for side in (-0.4, 0.4):
-        hu[((i - side) / 0.28) ** 2 + (j / 0.5) ** 2 + (k / 0.9) ** 2 < 1] = -850
-    hu[(i / 0.1) ** 2 + ((j - 0.6) / 0.1) ** 2 < 1] = 400
-    return (hu + np.random.default_rng(seed).normal(0, 12, SHAPE)).round().clip(-1024).astype(np.int16)
+def chest(seed: int, shape: tuple[int, int, int] = (36, 32, 28)) -> np.ndarray:
+    """A body of soft tissue in air with two lungs, int16 HU."""
+    rng = np.random.default_rng(seed)
+    x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    hu = np.where((x / 0.9) ** 2 + (y / 0.8) ** 2 < 1, 30.0, -1000.0)
+    for side in (-0.42, 0.42):
+        lung = ((x - side) / 0.33) ** 2 + (y / 0.6) ** 2 + (z / (0.7 + 0.2 * rng.random())) ** 2 < 1
+        hu[lung] = -850
+    return (hu + rng.normal(0, 15, shape)).round().astype(np.int16)
 
 
-def write_nifti(
-    path: Path, voxels: np.ndarray, *, affine: np.ndarray = AFFINE, scale: tuple[float, float] | None = None
-) -> Path:
-    """Write stored voxels as they are, with `scale` as scl_slope and scl_inter; gives the path back."""
+def write_nifti(path: Path, hu: np.ndarray, affine: np.ndarray | None = None) -> Path:
+    """Write a NIfTI file; by default with 9 x 9 x 10 mm voxels, the patient's left first."""
+    import nibabel
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = nibabel.Nifti1Image(voxels, affine)
-    image.header["sform_code"] = image.header["qform_code"] = 1
-    image.set_data_dtype(voxels.dtype)
-    image.header.set_slope_inter(1, 0)  # so that nibabel stores the voxels unchanged
-    nibabel.save(image, path)
-    if scale is not None:
-        edit_header(path, scl_slope=scale[0], scl_inter=scale[1])
+    affine = np.diag([-9.0, -9.0, 10.0, 1.0]) if affine is None else affine
+    nibabel.Nifti1Image(hu, affine).to_filename(path)
     return path
 
 
-def edit_header(path: Path, **fields: object) -> None:
-    """Overwrite fields of the header of a .nii or .nii.gz file in place."""
-    import gzip
+def listing(folder: Path, n: int = 6) -> Listing:
+    """`n` cases of as many patients; their files are written where they are missing."""
+    cases = []
+    for i in range(n):
+        path = folder / f"case_{i}.nii.gz"
+        if not path.exists():
+            write_nifti(path, chest(i))
+        report = f"The heart is normal. A nodule of {i + 2} mm is seen."
+        cases.append(Case(f"case_{i}", f"patient_{i}", SPLITS[i % 6], path, report, {"nodule": i % 2, "effusion": 1}))
+    return Listing(cases)
 
-    packed = path.suffix == ".gz"
-    content = gzip.decompress(path.read_bytes()) if packed else path.read_bytes()
-    header = nibabel.Nifti1Header(content[:348], check=False)
-    for name, value in fields.items():
-        header[name] = value
-    content = header.binaryblock + content[348:]
-    path.write_bytes(gzip.compress(content) if packed else content)
+
+if __name__ == "__main__":
+    from mg3d.data.prepare import prepare
+
+    source, cache, workers = sys.argv[1:]
+    prepare(listing(Path(source), 40), spec=SPEC, folder=Path(cache), workers=int(workers), progress=False)
