@@ -15,10 +15,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mg3d.encoders import Encoder, hide
-from mg3d.encoders.windows import WindowAttention
+from mg3d.encoders.boxwise import boxwise
+from mg3d.encoders.windows import WindowAttention, kinds
 from mg3d.types import Pyramid
 
 HEADS = (3, 6, 12, 24)
+SCORES = 2**20  # attention scores in work at a time, on a processor: 4 MB a tensor
+SMALL = 2**15  # numbers in a grid that is not worth taking apart
 DEPTH = 2  # blocks a stage; the second one has shifted windows
 # The 2x2x2 neighbours as they are concatenated before the merging projection. Two occur twice and two never (110, 011):
 # an old slip that became part of every published weight (MONAI issue 8284).
@@ -55,8 +58,9 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Float[Tensor, "B D H W E"]) -> Float[Tensor, "B d h w E2"]:
         """Halve the grid (rounding up)."""
-        x = pad_even(x)
-        return self.reduction(self.norm(torch.cat([x[:, i::2, j::2, k::2] for i, j, k in MERGE], -1)))
+        x = pad_even(x).unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
+        neighbours = x.permute(2, 4, 6, 0, 1, 3, 5, 7).flatten(0, 2).unbind()  # 000, 001, 010, ... 111
+        return self.reduction(self.norm(torch.cat([neighbours[4 * i + 2 * j + k] for i, j, k in MERGE], -1)))
 
 
 class Perceptron(nn.Module):
@@ -67,7 +71,7 @@ class Perceptron(nn.Module):
         self.linear1 = nn.Linear(width, 4 * width)
         self.linear2 = nn.Linear(4 * width, width)
 
-    def forward(self, x: Float[Tensor, "B D H W E"]) -> Float[Tensor, "B D H W E"]:
+    def forward(self, x: Float[Tensor, "*B E"]) -> Float[Tensor, "*B E"]:
         """linear2(GELU(linear1(x)))."""
         return self.linear2(F.gelu(self.linear1(x)))
 
@@ -85,7 +89,31 @@ class Block(nn.Module):
 
     def forward(self, x: Float[Tensor, "B D H W E"]) -> Float[Tensor, "B D H W E"]:
         """One Transformer block; `shifted` moves its windows by half their side."""
+        if x.device.type == "cpu" and x.numel() > SMALL:
+            return self.by_boxes(x)
         x = x + self.attn(self.norm1(x), self.shifted)
+        return x + self.mlp(self.norm2(x))
+
+    def by_boxes(self, x: Float[Tensor, "B D H W E"]) -> Float[Tensor, "B D H W E"]:
+        """The same, a few boxes at a time."""
+        b, d, h, w, _ = x.shape
+        boxes = kinds((d, h, w), self.shifted, self.attn.window, x.device)
+        volumes = d * h * w * torch.arange(b).view(-1, 1, 1)  # the first row of each volume
+        pieces = [
+            (rows, i)
+            for i, kind in enumerate(boxes)
+            for rows in (volumes + kind.rows)
+            .flatten(0, 1)
+            .split(max(1, SCORES // (self.attn.heads * kind.pairs.numel())))
+        ]
+        table = self.attn.relative_position_bias_table  # enters through the biases
+        parameters = [p for p in self.parameters() if p is not table]
+        biases = [self.attn.bias(kind) for kind in boxes]
+        return boxwise(self.inside, x.flatten(0, 3), pieces, biases, parameters).view_as(x)
+
+    def inside(self, x: Float[Tensor, "m n E"], bias: Float[Tensor, "heads n k"]) -> Float[Tensor, "m n E"]:
+        """The block on m equal boxes of n cells."""
+        x = x + self.attn.over_boxes(self.norm1(x), bias)
         return x + self.mlp(self.norm2(x))
 
 

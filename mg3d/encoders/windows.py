@@ -8,7 +8,7 @@ number of them acts as *one* more key b_k whose position bias is log(sum of exp)
 
     sum_j exp(q.b_k + B_ij) = exp(q.b_k + log sum_j exp B_ij).
 
-At 128x96x128 voxels that leaves two thirds of the scores. Boxes of one kind (`Boxes`) are computed together.
+At 128x96x128 voxels that leaves two thirds of the scores. Equal boxes (a `Kind`) are computed together.
 """
 
 from dataclasses import dataclass
@@ -20,8 +20,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-
-from mg3d.encoders.flash import attend
 
 WINDOW = 7  # cells a side, in every model that this package knows
 Size = tuple[int, int, int]
@@ -37,29 +35,19 @@ class Segments:
     place: int  # where in its window a segment begins
     padded: int  # cells of padding that share its window and its side of the shift
 
+    @property
+    def cells(self) -> Int[Tensor, "count length"]:
+        """The cells of each segment."""
+        return self.start + torch.arange(self.count * self.length).view(self.count, self.length)
+
 
 @dataclass(frozen=True, eq=False)
-class Boxes:
-    """All boxes of one kind: the product of one kind of segments along each axis.
+class Kind:
+    """Equal boxes of a grid: which cells they hold, and which rows of the bias table belong to their pairs of cells."""
 
-    `pairs` [n, n] are the rows of the bias table for the n real cells of a box, `padding` [n, p] those for its p padded
-    keys; both None-free: p is 0 for a box without padding.
-    """
-
-    axes: tuple[Segments, Segments, Segments]
-    pairs: Int[Tensor, "n n"]
-    padding: Int[Tensor, "n p"]
-
-    @property
-    def padded(self) -> bool:
-        """Whether a box has padded cells."""
-        return self.padding.shape[1] > 0
-
-    def split(self, x: Tensor) -> Tensor:
-        """View the part of x [B, D, H, W, ...] that these boxes tile as [B, counts (3), lengths (3), ...]."""
-        for axis, a in enumerate(self.axes):  # axis 1 is split into places 1 and 2, then axis 3, then axis 5
-            x = x.narrow(2 * axis + 1, a.start, a.count * a.length).unflatten(2 * axis + 1, (a.count, a.length))
-        return x.permute(0, 1, 3, 5, 2, 4, 6, *range(7, x.ndim))
+    rows: Int[Tensor, "count n"]  # cells of each box, numbered through the grid
+    pairs: Int[Tensor, "n n"]  # for each real cell and each real cell
+    padding: Int[Tensor, "n p"]  # for each real cell and each padded one; p is 0 where nothing is padded
 
 
 def segments(size: int, window: int, shift: int) -> list[Segments]:
@@ -81,18 +69,28 @@ def segments(size: int, window: int, shift: int) -> list[Segments]:
     return runs
 
 
-@lru_cache(maxsize=256)
-def boxes(size: Size, shifted: bool, window: int, device: torch.device) -> tuple[Boxes, ...]:
-    """Every kind of box that a grid of `size` cells falls into."""
-    _, height, width = (min(n, window) for n in size)  # a window wider than the grid is clipped to it
-    index, kinds = relative_position_index(window), []
+@lru_cache(maxsize=64)
+def kinds(size: Size, shifted: bool, window: int, device: torch.device) -> tuple[Kind, ...]:
+    """Every kind of box that a grid of `size` cells falls into; together they hold each cell once."""
+    clipped = [min(n, window) for n in size]  # a window wider than the grid is clipped to it
+    index, found = relative_position_index(window), []
     for axes in product(*(segments(n, window, window // 2 if shifted else 0) for n in size)):
+        d, h, w = (a.cells for a in axes)  # each [count, length], to be spread over [counts (3), lengths (3)]
+        d, h, w = d[:, None, None, :, None, None], h[None, :, None, None, :, None], w[None, None, :, None, None, :]
+        rows = ((d * size[1] + h) * size[2] + w).flatten(3).flatten(0, 2)
         real, padding = [], []
         for d, h, w in product(*(range(a.place, a.place + a.length + a.padded) for a in axes)):
             inside = all(c < a.place + a.length for c, a in zip((d, h, w), axes, strict=True))
-            (real if inside else padding).append((d * height + h) * width + w)
-        kinds.append(Boxes(axes, index[real][:, real].to(device), index[real][:, padding].to(device)))
-    return tuple(kinds)
+            (real if inside else padding).append((d * clipped[1] + h) * clipped[2] + w)
+        found.append(Kind(rows.to(device), index[real][:, real].to(device), index[real][:, padding].to(device)))
+    return tuple(found)
+
+
+@lru_cache(maxsize=64)
+def order(size: Size, shifted: bool, window: int, device: torch.device) -> tuple[Int[Tensor, "N"], Int[Tensor, "N"]]:
+    """The cells of a grid, kind after kind and box after box; and the inverse of that permutation."""
+    rows = torch.cat([kind.rows.flatten() for kind in kinds(size, shifted, window, device)])
+    return rows, rows.argsort()
 
 
 @lru_cache(maxsize=8)
@@ -104,12 +102,18 @@ def relative_position_index(window: int) -> Int[Tensor, "n n"]:
     return (difference * torch.tensor([span * span, span, 1])).sum(-1)
 
 
-def position_bias(kind: Boxes, table: Float[Tensor, "rows heads"]) -> Float[Tensor, "heads q k"]:
-    """The bias of a kind's queries towards its keys: the real cells, then one column for all padded ones, if any."""
-    bias = F.embedding(kind.pairs, table)
-    if kind.padded:
-        bias = torch.cat([bias, F.embedding(kind.padding, table).logsumexp(1, keepdim=True)], 1)
-    return bias.permute(2, 0, 1)
+class _Permute(torch.autograd.Function):
+    """x[:, there], with the gradient grad[:, back] of inverse permutations: no scatter, so equal on every device."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, there: Tensor, back: Tensor) -> Tensor:
+        ctx.save_for_backward(there, back)
+        return x.index_select(1, there)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        there, back = ctx.saved_tensors
+        return _Permute.apply(grad, back, there), None, None
 
 
 class WindowAttention(nn.Module):
@@ -129,11 +133,52 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
+    def bias(self, kind: Kind) -> Float[Tensor, "heads n k"]:
+        """The bias of a box's queries towards its keys: the real cells, then one for all padded ones, if any."""
+        bias = F.embedding(kind.pairs, self.relative_position_bias_table)
+        if kind.padding.shape[1]:
+            padded = F.embedding(kind.padding, self.relative_position_bias_table).logsumexp(1, keepdim=True)
+            bias = torch.cat([bias, padded], 1)
+        return bias.permute(2, 0, 1)
+
+    def mix(self, qkv: Float[Tensor, "m n E3"], bias: Float[Tensor, "heads n k"]) -> Float[Tensor, "m n E"]:
+        """Attention of the cells of each of m equal boxes; where bias has a column more, to a padded cell too."""
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 3, 0, 1, 4)  # each [heads, m, n, c]
+        if bias.shape[2] > bias.shape[1]:
+            cell = self.qkv.bias.to(qkv.dtype).view(3, self.heads, 1, 1, -1).expand(-1, -1, len(qkv), -1, -1)
+            k, v = torch.cat([k, cell[1]], 2), torch.cat([v, cell[2]], 2)
+        if qkv.device.type == "cpu":
+            return _attend(q, k, v, bias).permute(1, 2, 0, 3).flatten(2)
+        q, k, v = (t.transpose(0, 1) for t in (q, k, v))
+        mask = bias.to(q.dtype).expand(len(q), -1, -1, -1)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+
+    def over_boxes(self, x: Float[Tensor, "m n E"], bias: Float[Tensor, "heads n k"]) -> Float[Tensor, "m n E"]:
+        """Mix the cells of each of m equal boxes."""
+        return self.proj(self.mix(self.qkv(x), bias))
+
     def forward(self, x: Float[Tensor, "B D H W E"], shifted: bool) -> Float[Tensor, "B D H W E"]:
-        """Mix every cell with those of its (shifted) window."""
-        d, h, w = x.shape[1:4]
-        kinds = boxes((d, h, w), shifted, self.window, x.device)
-        biases = [position_bias(kind, self.relative_position_bias_table) for kind in kinds]
-        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
-        padding = self.qkv.bias.unflatten(0, (3, self.heads, -1)).to(qkv.dtype)
-        return self.proj(attend(qkv, padding, kinds, biases).flatten(-2))
+        """Mix every cell of a grid with those of its (shifted) window."""
+        b, d, h, w, e = x.shape
+        there, back = order((d, h, w), shifted, self.window, x.device)
+        qkv, parts, start = _Permute.apply(self.qkv(x).flatten(1, 3), there, back), [], 0
+        for kind in kinds((d, h, w), shifted, self.window, x.device):
+            cells = qkv[:, start : start + kind.rows.numel()].unflatten(1, kind.rows.shape).flatten(0, 1)
+            parts.append(self.mix(cells, self.bias(kind)).view(b, -1, e))
+            start += kind.rows.numel()
+        return self.proj(_Permute.apply(torch.cat(parts, 1), back, there).view(b, d, h, w, e))
+
+
+def _attend(
+    q: Float[Tensor, "heads m n c"],
+    k: Float[Tensor, "heads m k c"],
+    v: Float[Tensor, "heads m k c"],
+    bias: Float[Tensor, "heads n k"],
+) -> Float[Tensor, "heads m n c"]:
+    """Softmax(q k^T / sqrt(c) + bias) v; scores and softmax in float32 at least, whatever autocast says."""
+    heads, m, n, c = q.shape
+    with torch.autocast("cpu", enabled=False):
+        exact = torch.promote_types(q.dtype, torch.float32)
+        scores = bias.to(exact)[:, None].expand(-1, m, -1, -1).reshape(heads * m, n, -1)
+        scores = torch.baddbmm(scores, q.flatten(0, 1).to(exact), k.flatten(0, 1).mT.to(exact), alpha=c**-0.5)
+        return torch.bmm(scores.softmax(-1).to(v.dtype), v.flatten(0, 1)).unflatten(0, (heads, m))
