@@ -185,11 +185,11 @@ def test_the_same_batch_twice_gives_the_same_bits(variant):
 
 @pytest.mark.parametrize("variant", ["paper", "released", "word"])
 def test_every_loss_falls(variant):
-    """Forty steps of AdamW on one batch."""
+    """Twenty-five steps of AdamW on one batch."""
     model, same = build(variant), batch()
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
     history = []
-    for _ in range(40):
+    for _ in range(25):
         losses = model(same)
         optimiser.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
@@ -322,3 +322,21 @@ def test_reconstruct_is_what_mim_scores():
     assert hidden.float().mean() == 0.5
     with pytest.raises(ValueError, match="rebuilds no volume"):
         build("no-mim").reconstruct(one)
+
+
+def test_with_a_real_text_encoder():
+    """The frozen encoder and the tokeniser that training uses: every term learns, the text does not."""
+    from mg3d.encoders.text import load_text
+    from mg3d.text import Tokeniser
+
+    text = load_text("tiny")
+    assert isinstance(text, objectives.TextEncoder)
+    model = build(text=text)
+    said = ["No pleural effusion. A nodule of 6 mm in the right upper lobe.", "The heart is enlarged.", "Normal lungs."]
+    volumes = batch().volume[:3]
+    same = Batch(volumes, ("a", "b", "c"), torch.arange(3), Tokeniser(text.tokenizer, max_words=64)(said))
+    losses = model(same)
+    assert list(losses) == list(TERMS)
+    assert all(g is not None and g.isfinite().all() for g in gradients(model, losses).values())
+    assert not text(same.report.words).requires_grad
+    assert model.maps(same)[0].shape == (3, 2, 1, 2, 32)

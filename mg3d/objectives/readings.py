@@ -87,8 +87,8 @@ INTRA = replace(PAPER, ssm=0.0, dfa=0.0)  # the rows of Table III have no inter-
 
 VARIANTS = {
     "paper": PAPER,
-    # What the released code computes, after its released layers are reduced to what reaches a loss: see DESIGN's
-    # readings.
+    # What the released code computes. Left out: its poolers and heads before the losses, the update of the guiding side
+    # between its two layers, and text features from the embedding layer alone (here from the whole frozen encoder).
     "released": replace(
         PAPER,
         gate="sigmoid",
