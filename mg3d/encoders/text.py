@@ -39,10 +39,8 @@ class FrozenText(nn.Module):
         config = model.config
         if tokenizer.mask_token_id is None or tokenizer.pad_token_id is None or tokenizer.cls_token_id is None:
             raise ValueError(f"{type(tokenizer).__name__} lacks [CLS], [PAD] or [MASK]: take a BERT-like text encoder")
-        if len(tokenizer) > config.vocab_size:
-            raise ValueError(
-                f"the tokenizer has {len(tokenizer)} ids, the text encoder {config.vocab_size}: not a pair"
-            )
+        if not 0.9 * config.vocab_size <= len(tokenizer) <= config.vocab_size:  # without its files it has 5 ids
+            raise ValueError(f"{len(tokenizer)} ids in the tokenizer, {config.vocab_size} in the encoder: not a pair")
         model.pooler = None  # not used, and often random
         self._held = (model.eval().requires_grad_(False),)  # in a tuple, so that no parent registers its weights
         self.tokenizer = tokenizer
@@ -119,7 +117,7 @@ class FrozenText(nn.Module):
         progress: bool = True,
         device: torch.device | str = "cpu",
     ) -> None:
-        """Compute the features of all distinct reports and sentences, keep them in `folder`, and use them from now on.
+        """Compute the features of all distinct reports and sentences, keep them in `folder` and use them from now on.
 
         Features that are already there are taken as they are; a fill that was killed goes on where it stopped, and ends
         with the same files. Further calls add further reports.
@@ -221,11 +219,14 @@ def _load(place: str, local: bool, lower: bool) -> FrozenText:
     from transformers import AutoModel, AutoTokenizer
 
     with silent():
-        case = {"do_lower_case": True} if lower else {}
-        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local, **case)
-        model, report = AutoModel.from_pretrained(
-            place, local_files_only=local, dtype=torch.float32, output_loading_info=True
-        )
+        try:
+            model, report = AutoModel.from_pretrained(
+                place, local_files_only=local, dtype=torch.float32, output_loading_info=True
+            )
+            case = {"do_lower_case": True} if lower else {}
+            tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local, **case)
+        except ValueError as error:  # what transformers raises for some missing files
+            raise OSError(str(error)) from error
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
     if missing:
         raise ValueError(f"{place}: {len(missing)} weights are missing, {missing[0]} first: not a whole text encoder")
@@ -249,16 +250,14 @@ def silent() -> Iterator[None]:
 
 
 def tiny() -> FrozenText:
-    """A random BERT for unit tests: 2 layers, width 32, always the same weights. It knows no meaning: its similarities
-    are near constant, so never judge an objective with it.
-    """
+    """A random BERT for unit tests, always the same. Its similarities are near constant: judge no objective with it."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     specials = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
     letters = "abcdefghijklmnopqrstuvwxyz0123456789"
-    pieces = (*specials, *letters, *(f"##{c}" for c in letters), *".,;:?!()%/+-<>×\"'", *sorted(set(WORDS.split())))
-    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    pieces = (*specials, *letters, *(f"##{c}" for c in letters), *".,;:?!()%/+-<>×\"'", *WORDS.split())
+    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
     backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -270,7 +269,6 @@ def tiny() -> FrozenText:
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=64,
-        max_position_embeddings=512,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
