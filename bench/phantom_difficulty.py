@@ -64,6 +64,7 @@ def histogram_scores(train: np.ndarray, labels: np.ndarray, test: np.ndarray) ->
     from sklearn.preprocessing import StandardScaler
 
     def bins(volumes: np.ndarray) -> np.ndarray:
+        """Log counts [N, 64]."""
         return np.stack([np.log1p(np.histogram(np.clip(v, -1000, 1000), 64, (-1000, 1000))[0]) for v in volumes])
 
     x, y = bins(train), bins(test)

@@ -2,33 +2,17 @@
 
 import re
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 import pytest
+from phantoms import centre, every, finding, healthy, named, plan
 
 from mg3d.data.phantom.findings import PAINT, SHAPE
-from mg3d.data.phantom.plan import FORMS, LABELS, MIDLINE, ORGANS, PLACES, SIZES_MM, Finding, Patient, Plan, draw
-from mg3d.data.phantom.render import Rendering, blur, build, render
-from mg3d.data.phantom.space import chain, clouds, ellipsoid, grains, smooth, space, splat
+from mg3d.data.phantom.plan import FORMS, LABELS, ORGANS, SIZES_MM, Finding, draw
+from mg3d.data.phantom.render import build, render
+from mg3d.data.phantom.space import ellipsoid
 
 SHAPE_72 = (72, 72, 72)
-PATIENT = Patient(
-    sex="male",
-    age=60,
-    size=1.0,
-    fat_mm=18.0,
-    lung=1.0,
-    heart_ratio=0.46,
-    aorta_mm=33.0,
-    blood_hu=160.0,
-    kernel_mm=0.8,
-    noise_hu=12.0,
-    slice_mm=2.0,
-    tilt_deg=0.0,
-    shift_mm=(0.0, 0.0, 0.0),
-    zoom=1.0,
-)
 LUNG_LABELS = (
     "Emphysema",
     "Atelectasis",
@@ -41,41 +25,6 @@ LUNG_LABELS = (
     "Bronchiectasis",
     "Interlobular septal thickening",
 )
-
-
-def plan(*findings: Finding, seed: int = 5, **changes) -> Plan:
-    return Plan("train_1_a_1", "train_1", "train", seed, replace(PATIENT, **changes), findings)
-
-
-@cache
-def healthy(seed: int = 5) -> Rendering:
-    return render(plan(seed=seed))
-
-
-def finding(label: str, side: str, place: str, form: str = "", *, level: float = 0.5) -> Finding:
-    low, high = SIZES_MM.get(label, (0.0, 0.0))
-    return Finding(label, side, place, form, low + level * (high - low), level)
-
-
-def every() -> list[Finding]:
-    """Each label at each place, side and form that the vocabulary allows."""
-    found = []
-    for label in LABELS:
-        for i, place in enumerate(PLACES[label]):
-            forms = (FORMS[label][i],) if label == "Medical material" else FORMS.get(label, ("",))
-            for j, form in enumerate(forms):
-                side = "" if label in MIDLINE or place in ("subcarinal", "sternum") else ("right", "left")[(i + j) % 2]
-                side = "right" if place == "middle lobe" else side
-                found.append(finding(label, side, place, form))
-    return found
-
-
-def named(organ: str, rendering: Rendering) -> np.ndarray:
-    return rendering.organs == ORGANS.index(organ)
-
-
-def centre(mask: np.ndarray) -> np.ndarray:
-    return np.argwhere(mask).mean(0)
 
 
 def grown(mask: np.ndarray, steps: int) -> np.ndarray:
@@ -293,42 +242,6 @@ def test_largest_patient_in_the_smallest_field_survives_the_crop(corner):
         assert (mask & inside).sum() > 0.9 * mask.sum()
 
 
-@pytest.mark.parametrize("noise_hu", [8.0, 30.0])
-def test_noise_is_as_told(noise_hu):
-    quiet, loud = render(plan(noise_hu=1e-3)), render(plan(noise_hu=noise_hu))
-    difference = (loud.hu.astype(float) - quiet.hu)[10:50]
-    assert difference[quiet.hu[10:50] > -900].std() == pytest.approx(noise_hu, rel=0.1)
-    assert abs(difference[quiet.hu[10:50] > -900].mean()) < 1
-
-
-@pytest.mark.parametrize(
-    ("change", "more"),
-    [
-        ({"fat_mm": 40.0}, lambda r: ((r.hu > -140) & (r.hu < -60)).sum()),
-        ({"blood_hu": 240.0}, lambda r: np.median(r.hu[named("aorta", r)])),
-        ({"lung": 1.15}, lambda r: (r.hu < -850)[named("left lung", r)].mean()),
-        ({"size": 1.1}, lambda r: named("liver", r).sum() + named("heart", r).sum()),
-        ({"aorta_mm": 39.0}, lambda r: named("aorta", r).sum()),
-        ({"age": 25}, lambda r: r.hu[named("spine", r)].mean()),
-        ({"zoom": 0.92}, lambda r: named("heart", r).sum()),
-        ({"shift_mm": (0.0, 0.0, 12.0)}, lambda r: centre(named("spine", r))[2]),
-        ({"shift_mm": (0.0, 12.0, 0.0)}, lambda r: centre(named("spine", r))[1]),
-        ({"shift_mm": (12.0, 0.0, 0.0)}, lambda r: centre(named("heart", r))[0]),
-        ({"tilt_deg": -8.0}, lambda r: centre(named("spine", r))[2]),
-        ({"sex": "female"}, lambda r: (r.hu[24:36, :18] > -200).sum()),
-    ],
-    ids=lambda v: str(v) if isinstance(v, dict) else "",
-)
-def test_patient_and_scan_show(change, more):
-    assert more(render(plan(**change))) > more(healthy())
-
-
-@pytest.mark.parametrize(("change", "axis"), [({"slice_mm": 8.0}, 0), ({"kernel_mm": 4.0}, 2)])
-def test_blur_of_the_scan(change, axis):
-    rough = [np.abs(np.diff(render(plan(noise_hu=0.01, **c)).hu.astype(float), axis=axis)).mean() for c in ({}, change)]
-    assert rough[1] < 0.97 * rough[0]
-
-
 def test_drawn_plans_have_no_empty_mask():
     for number in range(1, 9):
         p = draw(number, split="train", seed=0)
@@ -340,53 +253,3 @@ def test_a_finding_outside_the_vocabulary_is_refused():
         render(plan(Finding("Lymphadenopathy", "left", "attic", "", 12.0, 0.5)))
     with pytest.raises(KeyError, match="Gallstone"):
         render(plan(Finding("Gallstone", "", "liver", "", 0.0, 0.5)))
-
-
-@pytest.mark.parametrize("variance", [0.1, 0.55, 2.5])
-def test_blur_keeps_the_sum_and_has_its_variance(variance):
-    x = np.zeros((41, 3, 3), np.float32)
-    x[20, 1, 1] = 1
-    blur(x, axis=0, variance=variance)
-    line = x[:, 1, 1].astype(float)
-    t = np.arange(41) - 20
-    assert line.sum() == pytest.approx(1, abs=1e-5)
-    assert (line * t * t).sum() == pytest.approx(variance, rel=1e-3)
-    assert line.min() >= 0
-
-
-def grid(n: int = 60, *, tilt_deg: float = 0.0):
-    return space((n, n, n), zoom=1.0, scale=1.1, shift_mm=(3.0, -4.0, 5.0), tilt_deg=tilt_deg)
-
-
-def test_index_inverts_the_coordinates():
-    s = grid(tilt_deg=7.0)
-    k, i, j = 13, 41, 22
-    point = np.array([s.z[k, 0, 0], s.y[0, i, j], s.x[0, i, j]])
-    assert s.index(point) == pytest.approx([k, i, j], abs=1e-3)
-
-
-@pytest.mark.parametrize("radius", [12.0, 30.0])
-def test_volumes_of_ball_tube_and_grains(radius):
-    s = grid(tilt_deg=5.0)
-    unit = s.voxel**3
-    _, ball = ellipsoid(s, np.array([0.0, 3, 2]), np.eye(3) / radius)
-    assert s.cover(ball).sum() * unit == pytest.approx(4 / 3 * np.pi * radius**3, rel=0.06)
-    ends = np.array([[-40.0, 0, 10], [35, 20, -15]])
-    _, tube = chain(s, np.column_stack([ends, [radius, radius]]))
-    length = np.linalg.norm(ends[1] - ends[0])
-    volume = np.pi * radius**2 * length + 4 / 3 * np.pi * radius**3
-    assert s.cover(tube).sum() * unit == pytest.approx(volume, rel=0.03)
-    thin = splat(s, *grains(s, ends[:1], ends[1:], np.array([1.2])))
-    assert thin.sum() * unit == pytest.approx(np.pi * 1.2**2 * length, rel=1e-3)
-    shell = splat(s, *grains(s, ends[:1], ends[1:], np.array([radius]), wall=np.array([1.5])))
-    assert shell.sum() * unit == pytest.approx(np.pi * ((radius + 1.5) ** 2 - radius**2) * length, rel=0.02)
-
-
-def test_smooth_keeps_the_ends_and_clouds_are_noise():
-    path = smooth(np.array([[0.0, 0], [1, 0], [1, 1]]))
-    assert path[0].tolist() == [0, 0]
-    assert path[-1].tolist() == [1, 1]
-    noise = clouds(grid(), (slice(None), slice(5, 50), slice(0, 60)), grain_mm=25.0, rng=np.random.default_rng(0))
-    assert noise.shape == (60, 45, 60)
-    assert abs(noise.mean()) < 0.3
-    assert 0.6 < noise.std() < 1.4

@@ -53,53 +53,65 @@ def on_heart(scene: Scene, point: np.ndarray) -> np.ndarray:
 
 
 def great_vessels(scene: Scene) -> list[Part]:
-    """Aorta, pulmonary arteries, caval veins, arch branches; contrast is densest where it flows in."""
-    s, patient, rng = scene.space, scene.plan.patient, scene.rng(10)
-    blood = patient.blood_hu
-    inflow = blood + (rng.uniform(0, 300) if blood > 100 else 0)
-    trunk = blood + (rng.uniform(-30, 100) if blood > 100 else 0)
-    r = scene.mm(patient.aorta_mm) / 2
+    """Aorta and arch branches, pulmonary arteries, great veins; contrast is densest where it flows in."""
+    rng = scene.rng(10)
+    return [*aorta(scene, rng), *great_veins(scene, rng), *pulmonary_arteries(scene, rng)]
+
+
+def aorta(scene: Scene, rng: np.random.Generator) -> list[Part]:
+    """The aorta in three named parts, over the left main bronchus, with the three arteries of its arch."""
+    s, blood = scene.space, scene.plan.patient.blood_hu
+    r = scene.mm(scene.plan.patient.aorta_mm) / 2
     w = rng.normal(0, 2, 3)  # everybody's arch lies a little differently
     top = 60 + w[0] + 0.4 * (r - 15)
-    ascending = [[4, -20, -2, r], [20, -23, -13, r], [40, -22, -15, r * 0.97], [top - 6, -17, -9, 0.92 * r]]
-    arch = [
-        [top - 6, -17, -9, 0.92 * r],
-        [top, -10, 4, 0.9 * r],
-        [top, 4, 17, 0.87 * r],
-        [top - 3, 20, 23 + w[1], 0.85 * r],
-    ]
-    down = [
-        [-200, 42, 6, 0.66 * r],
-        [-80, 40, 14 + w[1], 0.72 * r],
-        [0, 40, 22 + w[2], 0.76 * r],
-        [30, 38, 24, 0.8 * r],
-    ]
-    bend = [[top - 3, 20, 23 + w[1], 0.85 * r], [top - 12, 34, 25, 0.83 * r], [30, 38, 24, 0.8 * r]]
+    first, last = [top - 6, -17, -9, 0.92 * r], [top - 3, 20, 23 + w[1], 0.85 * r]
+    ascending = [[4, -20, -2, r], [20, -23, -13, r], [40, -22, -15, r * 0.97], first]
+    arch = [first, [top, -10, 4, 0.9 * r], [top, 4, 17, 0.87 * r], last]
+    bend = [last, [top - 12, 34, 25, 0.83 * r], [30, 38, 24, 0.8 * r]]
+    down = [[-200, 42, 6, 0.66], [-80, 40, 14 + w[1], 0.72], [0, 40, 22 + w[2], 0.76], [30, 38, 24, 0.8]]
     scene.aorta = {
         "ascending aorta": smooth(np.array(ascending)),
         "aortic arch": smooth(np.array(arch)),
-        "descending aorta": np.array(down),
+        "descending aorta": np.array(down) * [1, 1, 1, r],
     }
-    parts = [Part(*chain(s, p), blood, "aorta") for k, p in scene.aorta.items() if k != "descending aorta"]
-    parts.append(Part(*column(s, np.array(down)), blood, "aorta"))
-    parts.append(Part(*chain(s, np.array(bend)), blood, "aorta"))
-    high = [[190, -6], [112, -4], [top, -6]]
-    for x0, x1, radius in ((-4, -26, 6.5), (8, 20, 4.5), (20, 34, 5)):
-        path = [[high[0][0], 0, x1, radius * 0.8], [high[1][0], -4, x1, radius], [top, -8 + x0 * 0.6, x0, radius]]
-        parts.append(Part(*column(s, np.array(path[::-1])), blood, "mediastinum"))
+    parts = [
+        Part(*column(s, scene.aorta["descending aorta"]), blood, "aorta"),
+        Part(*chain(s, np.array(bend)), blood, "aorta"),
+    ]
+    parts += [Part(*chain(s, scene.aorta[k]), blood, "aorta") for k in ("ascending aorta", "aortic arch")]
+    for low, high, radius in ((-4, -26, 6.5), (8, 20, 4.5), (20, 34, 5)):
+        path = [[top, -8 + 0.6 * low, low, radius], [112, -4, high, radius], [190, 0, high, 0.8 * radius]]
+        parts.append(Part(*column(s, np.array(path)), blood, "mediastinum"))
+    return parts
+
+
+def great_veins(scene: Scene, rng: np.random.Generator) -> list[Part]:
+    """Superior and inferior vena cava, left brachiocephalic vein, azygos."""
+    s, blood = scene.space, scene.plan.patient.blood_hu
+    inflow = blood + (rng.uniform(0, 300) if blood > 100 else 0)
     cava = np.array([[2.0, -6, -29, 9.5], [40, -7, -28, 9], [80, -12, -24, 7.5], [112, -8, -32, 6]])
-    left_vein = np.array([[78.0, -14, -22, 6], [84, -28, 4, 6], [94, -22, 30, 6], [112, -8, 38, 6]])
+    left = np.array([[78.0, -14, -22, 6], [84, -28, 4, 6], [94, -22, 30, 6], [112, -8, 38, 6]])
     lower = np.array([[-200.0, 30, -20, 11], [-80, 14, -22, 11], [-45, 4, -24, 11]])
-    parts += [Part(*column(s, cava), inflow, "mediastinum"), Part(*chain(s, left_vein), inflow, "mediastinum")]
-    parts.append(Part(*column(s, lower), 0.6 * blood + 16, "mediastinum"))
-    g = rng.normal(1, 0.07)
-    scene.hila = {"right": np.array([14.0, 6, -40]), "left": np.array([22.0, 12, 40])}
-    lung_trunk = smooth(np.array([[0, -38, 14, 13 * g], [22, -26, 20, 13 * g], [28, -8, 22, 12 * g]]))
-    left = smooth(np.array([[28, -8, 22, 12 * g], [28, 6, 32, 10 * g], [22, 13, 42, 8.5 * g], [8, 18, 45, 7 * g]]))
-    right = smooth(np.array([[26, -10, 18, 11 * g], [18, -1, -8, 10 * g], [15, 5, -38, 9 * g], [2, 12, -46, 7 * g]]))
-    parts += [Part(*chain(s, p), trunk, "pulmonary artery", 1.0) for p in (lung_trunk, left, right)]
     azygos = np.array([[-200.0, 42, -7, 3.5], [36, 40, -9, 4]])
-    return [*parts, Part(*column(s, azygos), 0.7 * blood + 12, "mediastinum", 3.0)]
+    return [
+        Part(*column(s, cava), inflow, "mediastinum"),
+        Part(*chain(s, left), inflow, "mediastinum"),
+        Part(*column(s, lower), 0.6 * blood + 16, "mediastinum"),
+        Part(*column(s, azygos), 0.7 * blood + 12, "mediastinum", 3.0),
+    ]
+
+
+def pulmonary_arteries(scene: Scene, rng: np.random.Generator) -> list[Part]:
+    """Trunk and main branches; their ends are the hila."""
+    s, blood = scene.space, scene.plan.patient.blood_hu
+    blood += rng.uniform(-30, 100) if blood > 100 else 0
+    trunk = [[0, -38, 14, 13], [22, -26, 20, 13], [28, -8, 22, 12]]
+    left = [[28, -8, 22, 12], [28, 6, 32, 10], [22, 13, 42, 8.5], [8, 18, 45, 7]]
+    right = [[26, -10, 18, 11], [18, -1, -8, 10], [15, 5, -38, 9], [2, 12, -46, 7]]
+    scene.hila = {"right": np.array([14.0, 6, -40]), "left": np.array([22.0, 12, 40])}
+    wide = np.array([1, 1, 1, rng.normal(1, 0.07)])
+    paths = [smooth(np.array(path) * wide) for path in (trunk, left, right)]
+    return [Part(*chain(s, path), blood, "pulmonary artery", 1.0) for path in paths]
 
 
 def gullet(scene: Scene) -> Part:

@@ -14,6 +14,7 @@ import numpy as np
 
 Box = tuple[slice, slice, slice]
 FIELD_OF_VIEW_MM = 360.0
+CORNERS = np.array(list(np.ndindex(2, 2, 2)))  # of a unit cube
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Space:
     def index(self, points: np.ndarray) -> np.ndarray:
         """Fractional voxel indices [N, 3] of points [N, 3] in patient millimetres."""
         cos, sin = self.turn
-        z, y, x = np.moveaxis(np.asarray(points, np.float64), -1, 0)
-        scan = np.stack([z, cos * y + sin * x, cos * x - sin * y], -1) * self.scale + np.asarray(self.shift_mm)
+        turn = np.array([[1.0, 0, 0], [0, cos, -sin], [0, sin, cos]])
+        scan = points @ turn * self.scale + np.asarray(self.shift_mm)
         return scan / np.asarray(self.spacing_mm) + (np.asarray(self.shape) - 1) / 2
 
     def nearest(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -48,8 +49,7 @@ class Space:
 
     def box(self, low: np.ndarray, high: np.ndarray) -> Box:
         """The box of voxels round a box low..high, one voxel wider, cut at the grid (may be empty)."""
-        corners = np.stack(np.meshgrid(*zip(low, high, strict=True), indexing="ij"), -1).reshape(-1, 3)
-        at = self.index(corners)
+        at = self.index(low + CORNERS * (np.asarray(high) - low))
         first = np.clip(np.floor(at.min(0)).astype(int) - 1, 0, self.shape)
         last = np.clip(np.ceil(at.max(0)).astype(int) + 2, 0, self.shape)
         z, y, x = (slice(int(a), int(b)) for a, b in zip(first, last, strict=True))
