@@ -219,7 +219,8 @@ def _findings(label: str, rng: np.random.Generator) -> list[Finding]:
             form = _form(label, 1, rng)
         severity, size = float(np.clip(level + rng.uniform(-0.15, 0.15), 0.05, 1)), 0.0
         if label in SIZES_MM:
-            size = round(float(np.interp(rng.uniform(), *zip(*SIZE_QUANTILES_MM[label], strict=True))), 1)
+            u, sizes = np.array(SIZE_QUANTILES_MM[label]).T
+            size = round(float(np.interp(rng.uniform(), u, sizes)), 1)
             low, high = SIZES_MM[label]
             severity = (size - low) / (high - low)
         found.append(Finding(label, side, place, form, size, round(severity, 3)))
