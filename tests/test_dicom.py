@@ -1,5 +1,6 @@
 """DICOM series: voxels and affine come back exactly, and every trap of a folder is named."""
 
+import contextlib
 from pathlib import Path
 
 import nibabel
@@ -359,3 +360,18 @@ def test_stored_values_without_rescale_need_a_table(tmp_path):
     image = read_volume(folder, rescale=(1.0, -1024.0))
     assert image.hu_from == "metadata"
     equal(image, chest(), AFFINE)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # pydicom's, of values that break the standard
+def test_random_damage_never_escapes(tmp_path):
+    """Any changed bytes in the tags of a slice: a volume, or a BadVolume, and nothing else."""
+    folder = write(tmp_path / "a", series(chest()[:, :, :9]))
+    path, rng = folder / "0037.dcm", np.random.default_rng(0)
+    content = path.read_bytes()
+    for _ in range(60):
+        damaged = bytearray(content)
+        for at in rng.integers(128, 900, rng.integers(1, 4)):
+            damaged[at] = rng.integers(256)
+        path.write_bytes(damaged)
+        with contextlib.suppress(BadVolume):
+            assert read_volume(folder).hu.shape == (*SHAPE[:2], 9)

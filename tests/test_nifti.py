@@ -1,5 +1,6 @@
 """NIfTI files and Hounsfield units: what is read, bit for bit, and what is refused, by name."""
 
+import contextlib
 import gzip
 import pickle
 from pathlib import Path
@@ -359,3 +360,17 @@ def test_lungs_have_the_density_and_the_side_that_their_labels_say(name):
     assert -900 < image.hu[np.isin(labels, (1, 2))].mean() < -600
     right, left = ((image.affine @ [*np.argwhere(labels == side).mean(0), 1])[0] for side in (1, 2))
     assert right > 20 > -20 > left
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_random_damage_never_escapes(tmp_path, name):
+    """Any flipped byte of a header or of a packed file: a volume, or a BadVolume, and nothing else."""
+    path = write_nifti(tmp_path / name, chest())
+    content, rng = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(150):
+        damaged = bytearray(content)
+        for at in rng.integers(0, 352 if name == "a.nii" else len(content), rng.integers(1, 4)):
+            damaged[at] = rng.integers(256)
+        path.write_bytes(damaged)
+        with contextlib.suppress(BadVolume):
+            assert read_volume(path).hu.ndim == 3

@@ -1,8 +1,6 @@
 """One DICOM series, one volume. Slices are sorted by where they lie along the normal, never by number or file name."""
 
-import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +36,7 @@ class _Slice:
     origin: np.ndarray  # centre of the first pixel, LPS mm
     rows_cols: np.ndarray  # [2, 3] directions along a row and along a column, LPS
     spacing_mm: tuple[float, float]  # between rows, between columns
+    shape: tuple[int, int]  # rows, columns
     slope: float
     intercept: float
 
@@ -54,7 +53,7 @@ def read_dicom(folder: Path) -> Stored:
     enhanced multi-frame files. Raises BadVolume: no-dicom, truncated, geometry and the dicom-* reasons of
     mg3d.data.reading.REASONS.
     """
-    slices = [s for file in sorted(os.listdir(folder)) for s in _slices(folder, file)]
+    slices = [s for path in sorted(folder.iterdir()) for s in _read(path)]
     if not slices:
         raise BadVolume("no-dicom", folder, "no DICOM image in the folder. Give the folder that holds the slices.")
     _check_series(slices, folder)
@@ -70,33 +69,36 @@ def read_dicom(folder: Path) -> Stored:
     return Stored(_voxels(slices, folder), affine, None)
 
 
-def _slices(folder: Path, file: str) -> Iterator[_Slice]:
+def _read(path: Path) -> list[_Slice]:
     """The images in one file: none if it is no DICOM image, several if it has frames."""
     import pydicom
     from pydicom.errors import InvalidDicomError
 
-    path = folder / file
-    if file.startswith(".") or file.upper() == "DICOMDIR" or not path.is_file():
-        return
+    if path.name.startswith(".") or path.name.upper() == "DICOMDIR" or not path.is_file():
+        return []
     try:
-        dataset = pydicom.dcmread(path)
+        return _slices(path, pydicom.dcmread(path))
     except InvalidDicomError:
-        return
-    except Exception as error:  # a cut file fails anywhere in the parser
+        return []
+    except BadVolume:
+        raise
+    except Exception as error:  # pydicom reads a tag when it is asked for, and a damaged one fails in many ways
         raise BadVolume("truncated", path, f"cut or damaged ({error}). Copy the file again.") from None
-    if "Rows" not in dataset:
+
+
+def _slices(path: Path, dataset: "Dataset") -> list[_Slice]:
+    if "Rows" not in dataset or "Columns" not in dataset:
         if dataset.file_meta.get("MediaStorageSOPClassUID") in CT_IMAGES:
             raise BadVolume("truncated", path, "cut before its pixels. Copy the file again.")
-        return  # a report, a presentation state, an RT structure set
+        return []  # a report, a presentation state, an RT structure set
     if dataset.get("Modality", "CT") != "CT":
         raise BadVolume("dicom-modality", path, f"{dataset.Modality}, not CT. Keep the CT series alone in the folder.")
-    if "PixelData" not in dataset:
-        raise BadVolume("truncated", path, "no pixels in the file. Copy it again.")
+    if "PixelData" not in dataset or "TransferSyntaxUID" not in dataset.file_meta:
+        raise BadVolume("truncated", path, "no pixels in the file, or no word of how they are coded. Copy it again.")
     frames = dataset.get("PerFrameFunctionalGroupsSequence")
-    if frames is None and int(dataset.get("NumberOfFrames") or 1) > 1:
+    if not frames and int(dataset.get("NumberOfFrames") or 1) > 1:
         raise BadVolume("geometry", path, "several frames without positions. Export the series as one file a slice.")
-    for i in range(len(frames) if frames else 1):
-        yield _slice(path, dataset, i if frames else None)
+    return [_slice(path, dataset, i) for i in (range(len(frames)) if frames else (None,))]
 
 
 def _slice(path: Path, dataset: "Dataset", frame: int | None) -> _Slice:
@@ -133,6 +135,7 @@ def _slice(path: Path, dataset: "Dataset", frame: int | None) -> _Slice:
         origin=np.array(origin, dtype=np.float64),
         rows_cols=rows_cols,
         spacing_mm=(float(spacing[0]), float(spacing[1])),
+        shape=(int(dataset.Rows), int(dataset.Columns)),
         slope=float(slope),
         intercept=float(intercept),
     )
@@ -157,7 +160,7 @@ def _check_orientation(slices: list[_Slice], folder: Path) -> None:
     groups = defaultdict(list)
     for s in slices:
         geometry = (*np.round(s.rows_cols / PARALLEL).ravel(), *np.round(s.spacing_mm, 4))
-        groups[(*geometry, s.dataset.Rows, s.dataset.Columns)].append(s)
+        groups[(*geometry, *s.shape)].append(s)
     if len(groups) > 1:
         many = max(groups.values(), key=len)[0]
         odd = [s for s in slices if not _alike(s, many)]
@@ -174,7 +177,7 @@ def _alike(a: _Slice, b: _Slice) -> bool:
     return (
         bool(np.abs(a.rows_cols - b.rows_cols).max() <= PARALLEL)
         and bool(np.allclose(a.spacing_mm, b.spacing_mm, atol=1e-4))
-        and (a.dataset.Rows, a.dataset.Columns) == (b.dataset.Rows, b.dataset.Columns)
+        and a.shape == b.shape
     )
 
 
@@ -210,8 +213,7 @@ def _step(slices: list[_Slice], normal: np.ndarray, folder: Path) -> np.ndarray:
 def _voxels(slices: list[_Slice], folder: Path) -> np.ndarray:
     """Rescaled voxels [column, row, slice] of sorted slices."""
     exact = all(s.slope == 1 and s.intercept == int(s.intercept) for s in slices)
-    first = slices[0].dataset
-    out = np.empty((len(slices), first.Rows, first.Columns), dtype=np.int16 if exact else np.float32)
+    out = np.empty((len(slices), *slices[0].shape), dtype=np.int16 if exact else np.float32)
     for k, (s, pixels) in enumerate((s, _pixels(s, folder)) for s in slices):
         if exact and (pixels.min() + s.intercept < -(2**15) or pixels.max() + s.intercept >= 2**15):
             raise BadVolume(
@@ -225,16 +227,15 @@ def _voxels(slices: list[_Slice], folder: Path) -> np.ndarray:
 def _pixels(s: _Slice, folder: Path) -> np.ndarray:
     from pydicom.pixels.utils import pixel_array
 
-    syntax = s.dataset.file_meta.get("TransferSyntaxUID")
+    syntax = s.dataset.file_meta.TransferSyntaxUID
     try:
         pixels = pixel_array(s.dataset, index=s.frame)
-    except (RuntimeError, NotImplementedError, ImportError, AttributeError) as error:
-        if syntax is not None and syntax.is_compressed:
-            detail = f"{syntax.name}: no decoder is installed. {DECODERS}"
-            raise BadVolume("dicom-compressed", folder / s.file, detail) from None
-        raise BadVolume("truncated", folder / s.file, f"its pixels cannot be read ({error}). Copy it again.") from None
-    except Exception as error:  # too few bytes, or a damaged compressed stream
-        raise BadVolume("truncated", folder / s.file, f"its pixels cannot be read ({error}). Copy it again.") from None
+    except Exception as error:  # too few bytes, a damaged stream, or no decoder
+        missing = isinstance(error, RuntimeError) and syntax.is_transfer_syntax and syntax.is_compressed
+        detail = f"{syntax.name}: no decoder is installed. {DECODERS}"
+        if not missing:
+            detail = f"its pixels cannot be read ({error}). Copy it again."
+        raise BadVolume("dicom-compressed" if missing else "truncated", folder / s.file, detail) from None
     if pixels.ndim != 2:
         raise BadVolume("not-3d", folder / s.file, f"pixels of shape {pixels.shape}: a grey slice is needed.")
     return pixels

@@ -1,6 +1,7 @@
 """NIfTI-1 and NIfTI-2 single files, inflated in one pass; the voxels are a view of the inflated bytes, never a copy."""
 
 import io
+import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,12 @@ def read_nifti(path: Path) -> Stored:
         raise BadVolume("not-nifti", path, f"unknown voxel type ({error}). Convert the original again.") from None
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise BadVolume("not-nifti", path, f"voxels of type {dtype}: plain numbers are needed. Convert the original.")
-    offset, count = int(header.get_data_offset()), int(np.prod(shape))
+    start = float(header["vox_offset"])
+    if not 348 <= start < math.inf:
+        raise BadVolume(
+            "not-nifti", path, f"voxels start at byte {start:g}, says the header. Convert the original again."
+        )
+    offset, count = int(start), math.prod(shape)
     if offset + count * dtype.itemsize > len(content):
         have = max(0, len(content) - offset)
         raise BadVolume("truncated", path, f"{have} of {count * dtype.itemsize} bytes of voxels. Copy the file again.")
