@@ -53,4 +53,4 @@ if __name__ == "__main__":
     from mg3d.data.prepare import prepare
 
     source, cache, workers = sys.argv[1:]
-    prepare(listing(Path(source), 40), spec=SPEC, folder=Path(cache), workers=int(workers), progress=False)
+    prepare(listing(Path(source), 20), spec=SPEC, folder=Path(cache), workers=int(workers), progress=False)

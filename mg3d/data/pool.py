@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import TypeVar
 
 Job = TypeVar("Job")
@@ -23,7 +24,10 @@ def scatter(
     that names the job. Raises RuntimeError when no process can be started.
     """
     if workers <= 1:
-        yield from ((job, work(job)) for job in jobs)
+        for job in jobs:
+            with _named(job):
+                result = work(job)
+            yield job, result
         return
     waiting = deque(jobs)
     while waiting:
@@ -35,7 +39,8 @@ def scatter(
                         job = waiting.popleft()
                         running[pool.submit(work, job)] = job
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        result = _result(future, running[future])
+                        with _named(running[future]):
+                            result = future.result()
                         yield running.pop(future), result
         except BrokenProcessPool:
             for job in running.values():
@@ -46,16 +51,17 @@ def _alone(work: Callable[[Job], Result], job: Job, lost: Callable[[Job], Result
     """The result of a suspect job in a process of its own."""
     with _processes(1) as pool:
         try:
-            return _result(pool.submit(work, job), job)
+            with _named(job):
+                return pool.submit(work, job).result()
         except BrokenProcessPool:
             return lost(job)
 
 
-def _result(future: Future, job: object):
+@contextmanager
+def _named(job: object) -> Iterator[None]:
+    """Say in a note to an error which job it is of."""
     try:
-        return future.result()
-    except BrokenProcessPool:
-        raise
+        yield
     except Exception as error:
         error.add_note(f"while working on {job}")
         raise
