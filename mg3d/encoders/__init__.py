@@ -44,13 +44,13 @@ def hide(volume: Float[Tensor, "B 1 D H W"], mask: Bool[Tensor, "B d h w"] | Non
 def _swin_b(shrink: int, shape: tuple[int, int, int]) -> Encoder:
     from mg3d.encoders.swin import Swin
 
-    return Swin(feature=narrow(48, shrink))
+    return Swin(feature=narrow(48, shrink), heads=max(1, 3 // shrink))  # time goes with the heads, so they shrink too
 
 
 def _swin_l(shrink: int, shape: tuple[int, int, int]) -> Encoder:
     from mg3d.encoders.swin import Swin
 
-    return Swin(feature=narrow(96, shrink))
+    return Swin(feature=narrow(96, shrink), heads=max(1, 3 // shrink))
 
 
 def _unet(shrink: int, shape: tuple[int, int, int]) -> Encoder:

@@ -19,7 +19,8 @@ from mg3d.encoders.boxwise import boxwise
 from mg3d.encoders.windows import WindowAttention, kinds
 from mg3d.types import Pyramid
 
-HEADS = (3, 6, 12, 24)
+HEADS = 3  # of the first stage, doubled by each further one
+STAGES = 4
 SCORES = 2**20  # attention scores in work at a time, on a processor: 4 MB a tensor
 SMALL = 2**15  # numbers in a grid that is not worth taking apart
 DEPTH = 2  # blocks a stage; the second one has shifted windows
@@ -135,26 +136,27 @@ class Stage(nn.Module):
 class Swin(Encoder):
     """Five maps at strides 2, 4, 8, 16, 32 and widths feature * (1, 2, 4, 8, 16), each normalised over its channels.
 
-    `feature` is 48 for Swin-B (8.06 M parameters) and 96 for Swin-L (31.6 M). `checkpoint` trades a third more time
-    for a fraction of the memory. Raises ValueError when the widths cannot be split into 3, 6, 12 and 24 heads.
+    `feature` is 48 for Swin-B (8.06 M parameters) and 96 for Swin-L (31.6 M). The stages have `heads` * (1, 2, 4, 8)
+    heads. `checkpoint` trades a third more time for a fraction of the memory. Raises ValueError when the widths cannot
+    be split into the heads.
     """
 
-    def __init__(self, feature: int = 48, *, checkpoint: bool = False) -> None:
+    def __init__(self, feature: int = 48, *, heads: int = HEADS, checkpoint: bool = False) -> None:
         super().__init__()
-        if feature < HEADS[0] or feature % HEADS[0]:
-            raise ValueError(f"feature={feature} does not split into {HEADS[0]} heads; use a multiple of {HEADS[0]}")
+        if feature < heads or feature % heads:
+            raise ValueError(f"feature={feature} does not split into {heads} heads; use a multiple of {heads}")
         self.checkpoint = checkpoint
         self.widths = tuple(feature * 2**i for i in range(5))
         self.strides = (2, 4, 8, 16, 32)
         self.patch_embed = PatchEmbedding(feature)
-        for i, heads in enumerate(HEADS):  # MONAI's names: layers1.0 ... layers4.0
-            self.add_module(f"layers{i + 1}", nn.ModuleList([Stage(feature * 2**i, heads)]))
+        for i in range(STAGES):  # MONAI's names: layers1.0 ... layers4.0
+            self.add_module(f"layers{i + 1}", nn.ModuleList([Stage(feature * 2**i, heads * 2**i)]))
 
     def forward(self, volume: Float[Tensor, "B 1 D H W"], mask: Bool[Tensor, "B d h w"] | None = None) -> Pyramid:
         """Encode a volume; where `mask` is True the voxels of that cell are hidden (zeroed) first."""
         x = self.patch_embed(hide(volume, mask))
         maps = [x]
-        for i in range(len(HEADS)):
+        for i in range(STAGES):
             stage = self.get_submodule(f"layers{i + 1}.0")
             x = stage(x, recompute=self.checkpoint and torch.is_grad_enabled())
             maps.append(x)
