@@ -113,6 +113,25 @@ def test_every_finding_is_told_or_omitted(cases):
     assert 0.06 < missed / count < 0.14
 
 
+def test_the_walk_passes_every_organ(cases):
+    """Airways, vessels, abdomen and bones are spoken of in most reports, with findings and without."""
+    for organ, least in (
+        ("airways", 0.6),
+        ("aorta", 0.5),
+        ("heart", 0.8),
+        ("liver", 0.35),
+        ("spine", 0.6),
+        ("pleura", 0.6),
+    ):
+        told = [any(organ in s.organs for s in sentences if s.section == "findings") for _, sentences in cases]
+        sick = np.array([len(plan.findings) > 3 for plan, _ in cases])
+        assert np.mean(told) > least, (organ, np.mean(told))
+        assert np.mean(np.array(told)[sick]) > 0.7 * least, organ
+    said = {s.text for _, sentences in cases for s in sentences}
+    always = [slot for slot in SLOTS if not slot.label]
+    assert all(any(line[0].upper() + line[1:] in said for line in slot.lines) for slot in always)
+
+
 def test_nothing_that_is_there_is_denied(cases):
     denied = Counter()
     for plan, sentences in cases:

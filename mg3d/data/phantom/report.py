@@ -125,7 +125,7 @@ def _groups(plan: Plan, told: Sequence[int], *, merge: bool, rng: np.random.Gene
 
 def _choose(plan: Plan, wanted: int, rng: np.random.Generator) -> list[Slot]:
     """At most `wanted` slots whose lines are true of the plan."""
-    there = {name for f in plan.findings for name in (f.label, f.form)}
+    there = {name for f in plan.findings for name in (f.label, f.form) if name}
     native = plan.patient.blood_hu == 40
     true = [s for s in SLOTS if s.label not in there and there.isdisjoint(s.unless) and (native or not s.native)]
     weights = np.array([s.weight for s in true])
