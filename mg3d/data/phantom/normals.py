@@ -129,7 +129,7 @@ SLOTS = (
         weight=3.0,
     ),
     Slot(
-        ("heart",),
+        ("heart", "mediastinum"),
         "negated",
         "Pericardial effusion",
         (

@@ -214,9 +214,9 @@ def _organs(slot: Slot, findings: Sequence[Finding]) -> tuple[str, ...]:
     if slot.label == "Lymphadenopathy":
         axillary = {f.place == "axillary" for f in findings}
         return tuple(name for name, there in (("mediastinum", False), ("chest wall", True)) if there in axillary)
-    if any(f.form == "port catheter" for f in findings):
-        return ("chest wall", "mediastinum")
-    return slot.organs
+    return {"port catheter": ("chest wall", "mediastinum"), "sternal wires": ("chest wall", "ribs")}.get(
+        findings[0].form, slot.organs
+    )
 
 
 def place_words(findings: Sequence[Finding]) -> str:
