@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-Piece = tuple[Int[Tensor, "m n"], int]  # the rows of m boxes of n cells, and the number of their bias
+Piece = tuple[Int[Tensor, "_ _"], int]  # the rows of m boxes of n cells, and the number of their bias
 
 
 def boxwise(
@@ -66,5 +66,6 @@ class _Boxwise(torch.autograd.Function):
                 d, d_bias, *ds = torch.autograd.grad(out, (part, bias, *parameters), _take(grad, rows))
                 _put(d_x, rows, d)
                 d_biases[kind] += d_bias
-                torch._foreach_add_(d_parameters, ds)
+                if ds:
+                    torch._foreach_add_(d_parameters, ds)
         return None, None, None, d_x, *d_biases, *d_parameters

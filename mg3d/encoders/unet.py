@@ -69,5 +69,6 @@ class UNet(Encoder):
             x = F.max_pool3d(x, 2, ceil_mode=True) if levels else x
             x = self.get_submodule(f"down_tr{name}")(x)
             levels.append(x)
-        levels.append(F.avg_pool3d(x, 4, ceil_mode=True))
+        d, h, w = (min(4, n) for n in x.shape[2:])
+        levels.append(F.avg_pool3d(x, (d, h, w), stride=4, ceil_mode=True))
         return Pyramid(tuple(levels))

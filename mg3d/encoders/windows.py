@@ -38,7 +38,7 @@ class Segments:
     @property
     def cells(self) -> Int[Tensor, "count length"]:
         """The cells of each segment."""
-        return self.start + torch.arange(self.count * self.length).view(self.count, self.length)
+        return self.start + torch.arange(self.count * self.length, device="cpu").view(self.count, self.length)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,10 +96,10 @@ def order(size: Size, shifted: bool, window: int, device: torch.device) -> tuple
 @lru_cache(maxsize=8)
 def relative_position_index(window: int) -> Int[Tensor, "n n"]:
     """Row of the bias table for every pair of cells of a window: (2 * window - 1)^3 rows for window^3 cells."""
-    cells = torch.cartesian_prod(*[torch.arange(window)] * 3)
+    cells = torch.cartesian_prod(*[torch.arange(window, device="cpu")] * 3)
     span = 2 * window - 1
     difference = cells[:, None] - cells[None] + window - 1
-    return (difference * torch.tensor([span * span, span, 1])).sum(-1)
+    return (difference * torch.tensor([span * span, span, 1], device="cpu")).sum(-1)
 
 
 class _Permute(torch.autograd.Function):
@@ -129,7 +129,8 @@ class WindowAttention(nn.Module):
         self.window = window
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 3, heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
-        self.register_buffer("relative_position_index", relative_position_index(window).clone())  # part of the format
+        index = relative_position_index(window).to(torch.get_default_device(), copy=True)
+        self.register_buffer("relative_position_index", index)  # not needed, but part of the format
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
@@ -141,17 +142,20 @@ class WindowAttention(nn.Module):
             bias = torch.cat([bias, padded], 1)
         return bias.permute(2, 0, 1)
 
+    def split(self, qkv: Float[Tensor, "m n E3"], bias: Float[Tensor, "heads n k"]) -> Float[Tensor, "3 heads m _ c"]:
+        """Queries, keys and values of m equal boxes; where bias has a column more, a padded cell is appended."""
+        qkv = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 3, 0, 1, 4)
+        if bias.shape[2] == bias.shape[1]:
+            return qkv
+        cell = self.qkv.bias.to(qkv.dtype).view(3, self.heads, 1, 1, -1)
+        return torch.cat([qkv, cell.expand(-1, -1, qkv.shape[2], -1, -1)], 3)
+
     def mix(self, qkv: Float[Tensor, "m n E3"], bias: Float[Tensor, "heads n k"]) -> Float[Tensor, "m n E"]:
-        """Attention of the cells of each of m equal boxes; where bias has a column more, to a padded cell too."""
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 3, 0, 1, 4)  # each [heads, m, n, c]
-        if bias.shape[2] > bias.shape[1]:
-            cell = self.qkv.bias.to(qkv.dtype).view(3, self.heads, 1, 1, -1).expand(-1, -1, len(qkv), -1, -1)
-            k, v = torch.cat([k, cell[1]], 2), torch.cat([v, cell[2]], 2)
-        if qkv.device.type == "cpu":
-            return _attend(q, k, v, bias).permute(1, 2, 0, 3).flatten(2)
-        q, k, v = (t.transpose(0, 1) for t in (q, k, v))
-        mask = bias.to(q.dtype).expand(len(q), -1, -1, -1)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        """Softmax(q k^T / sqrt(c) + bias) v within each of m equal boxes."""
+        q, k, v = self.split(qkv, bias)
+        q = q[:, :, : bias.shape[1]]
+        kernel = _attend if qkv.device.type == "cpu" else _fused
+        return kernel(q, k, v, bias).permute(1, 2, 0, 3).flatten(2)
 
     def over_boxes(self, x: Float[Tensor, "m n E"], bias: Float[Tensor, "heads n k"]) -> Float[Tensor, "m n E"]:
         """Mix the cells of each of m equal boxes."""
@@ -176,9 +180,21 @@ def _attend(
     bias: Float[Tensor, "heads n k"],
 ) -> Float[Tensor, "heads m n c"]:
     """Softmax(q k^T / sqrt(c) + bias) v; scores and softmax in float32 at least, whatever autocast says."""
-    heads, m, n, c = q.shape
+    heads, m, _, c = q.shape
     with torch.autocast("cpu", enabled=False):
         exact = torch.promote_types(q.dtype, torch.float32)
-        scores = bias.to(exact)[:, None].expand(-1, m, -1, -1).reshape(heads * m, n, -1)
-        scores = torch.baddbmm(scores, q.flatten(0, 1).to(exact), k.flatten(0, 1).mT.to(exact), alpha=c**-0.5)
+        scores = bias.to(exact).repeat_interleave(m, 0)
+        scores.baddbmm_(q.flatten(0, 1).to(exact), k.flatten(0, 1).mT.to(exact), alpha=c**-0.5)
         return torch.bmm(scores.softmax(-1).to(v.dtype), v.flatten(0, 1)).unflatten(0, (heads, m))
+
+
+def _fused(
+    q: Float[Tensor, "heads m n c"],
+    k: Float[Tensor, "heads m k c"],
+    v: Float[Tensor, "heads m k c"],
+    bias: Float[Tensor, "heads n k"],
+) -> Float[Tensor, "heads m n c"]:
+    """The same by PyTorch's fused kernels, which differentiate the bias on GPUs."""
+    q, k, v = (t.transpose(0, 1) for t in (q, k, v))
+    mask = bias.to(q.dtype).expand(len(q), -1, -1, -1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(0, 1)
