@@ -9,23 +9,31 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from mg3d.data.frame import Frame
-from mg3d.data.listing import SPLITS, Leak, Listing, check_patients, few
+from mg3d.data.listing import SPLITS, Leak, Listing, check_patients
 from mg3d.data.page import page
 from mg3d.data.store import Entry, Prepared
 from mg3d.text import split
 from mg3d.types import Case
 
-if TYPE_CHECKING:
-    from mg3d.text import Tokeniser
-
 __all__ = ["Audit", "Copies", "Leak", "Spread", "audit"]
 
 WORD = re.compile(r"\w+")
+
+
+@runtime_checkable
+class Limit(Protocol):
+    """What the audit asks of a tokeniser (mg3d.text.Tokeniser)."""
+
+    max_words: int
+
+    def dropped(self, reports: Sequence[str]) -> list[int]:
+        """Sentences of each report that `max_words` leaves out."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -39,12 +47,9 @@ class Spread:
     high: float
 
     @classmethod
-    def of(cls, numbers: Sequence[float] | np.ndarray) -> "Spread":
+    def of(cls, numbers: Sequence[float | int] | np.ndarray) -> "Spread":
         """Of at least one number."""
         return cls(*(float(x) for x in np.percentile(np.asarray(numbers, dtype=float), [0, 5, 50, 95, 100])))
-
-    def __str__(self) -> str:
-        return " / ".join(f"{x:.4g}" for x in (self.low, self.p5, self.median, self.p95, self.high))
 
 
 @dataclass(frozen=True)
@@ -64,16 +69,6 @@ class Copies:
         ids = [tuple(case.id for case in found) for found in shared]
         leaky = [len({case.split for case in found}) > 1 for found in shared]
         return cls(tuple(ids), tuple(group for group, leaks in zip(ids, leaky, strict=True) if leaks))
-
-    def __str__(self) -> str:
-        if not self.groups:
-            return "none"
-        line = f"{sum(map(len, self.groups))} cases in {len(self.groups)} groups"
-        if not self.across:
-            return f"{line}, none across splits"
-        shown = few(" = ".join(group[:3]) + (" = ..." if len(group) > 3 else "") for group in self.across[:5])
-        rest = len(self.across) - 5
-        return f"{line}; ACROSS SPLITS {len(self.across)}: {shown}" + (f" and {rest} more" if rest > 0 else "")
 
 
 @dataclass(frozen=True)
@@ -96,8 +91,9 @@ class Volumes:
 class Audit:
     """What `audit` has found. `str` of it is the page."""
 
-    volumes_of: Mapping[str, int]  # by split
+    volumes_of: Mapping[str, int]  # listed, by split
     patients_of: Mapping[str, int]
+    prepared_of: Mapping[str, int] | None
     problems: Mapping[str, tuple[str, ...]]  # ids by reason
     texts: Copies  # equal letter by letter
     alike: Copies  # equal but for case, spaces and punctuation
@@ -112,7 +108,7 @@ class Audit:
         return page(self)
 
 
-def audit(listing: Listing, prepared: Prepared | None = None, *, tokenise: "Tokeniser | None" = None) -> Audit:
+def audit(listing: Listing, prepared: Prepared | None = None, *, tokenise: Limit | None = None) -> Audit:
     """Audit a corpus; with `prepared` its volumes too, with `tokenise` what the limit of tokens leaves out.
 
     Reads sidecars, never a volume. Raises Leak when a patient is in two splits, ValueError without cases, DamagedCache.
@@ -131,6 +127,7 @@ def audit(listing: Listing, prepared: Prepared | None = None, *, tokenise: "Toke
     return Audit(
         volumes_of=_by_split(cases, lambda case: case.id),
         patients_of=_by_split(cases, lambda case: case.patient),
+        prepared_of=_by_split([e.case for e in prepared.entries], lambda case: case.id) if prepared else None,
         problems={reason: tuple(ids) for reason, ids in sorted(problems.items(), key=lambda item: -len(item[1]))},
         texts=Copies.of(*_columns(written)),
         alike=Copies.of(*_columns([(case, " ".join(WORD.findall(text.casefold()))) for case, text in written])),
@@ -157,7 +154,7 @@ def _by_split(cases: Sequence[Case], of: Callable[[Case], str]) -> dict[str, int
     }
 
 
-def _dropped(reports: Sequence[str], sentences: int, tokenise: "Tokeniser") -> tuple[int, int, int]:
+def _dropped(reports: Sequence[str], sentences: int, tokenise: Limit) -> tuple[int, int, int]:
     lost = np.array(tokenise.dropped(reports), dtype=int)
     return int(lost.sum()), int((lost > 0).sum()), sentences
 

@@ -1,16 +1,21 @@
-"""The page that an audit prints: fixed width, about 40 lines, whatever the size of the corpus."""
+"""The page that an audit prints: about 50 lines of at most 112 characters, whatever the size of the corpus."""
 
+from collections.abc import Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mg3d.data.listing import few
+from mg3d.data.reading import REASONS
 
 if TYPE_CHECKING:
-    from mg3d.data.audit import Audit, Volumes
+    from mg3d.data.audit import Audit, Copies, Spread, Volumes
 
 BARS = " ▁▂▃▄▅▆▇█"
-SPREAD = "smallest / 5 % / median / 95 % / largest"
+WIDTH = 112
+SHOWN = 3  # groups of copies, and ids of a group
+QUANTILES = "".join(f"{name:>10}" for name in ("smallest", "5 %", "median", "95 %", "largest"))
 
 
 def page(audit: "Audit") -> str:
@@ -21,28 +26,32 @@ def page(audit: "Audit") -> str:
 
 
 def _counts(audit: "Audit") -> list[str]:
-    rows = [("split", "volumes", "patients")]
-    rows += [(name, f"{n:,}", f"{audit.patients_of[name]:,}") for name, n in audit.volumes_of.items()]
-    rows += [("all", f"{sum(audit.volumes_of.values()):,}", f"{sum(audit.patients_of.values()):,}")]
-    return ["CASES", *(f"  {a:<12}{b:>10}{c:>10}" for a, b, c in rows), "  no patient is in two splits"]
+    columns = {"listed": audit.volumes_of, "patients": audit.patients_of}
+    if audit.prepared_of is not None:
+        columns["prepared"] = audit.prepared_of
+    rows = [[name, *(found.get(name, 0) for found in columns.values())] for name in audit.volumes_of]
+    rows.append(["all", *(sum(found.values()) for found in columns.values())])
+    return [
+        f"{'CASES':<16}" + "".join(f"{name:>10}" for name in columns),
+        *(f"  {name:<14}" + "".join(f"{n:>10,}" for n in numbers) for name, *numbers in rows),
+        "  No patient is in two splits.",
+    ]
 
 
 def _reports(audit: "Audit") -> list[str]:
     lines = [
         "",
-        f"REPORTS  ({SPREAD})",
-        f"  sentences     {audit.sentences}",
-        f"  words         {audit.words}",
-        f"  same text     {audit.texts}",
-        f"  alike         {audit.alike}  (but for case, spaces, punctuation)",
+        f"{'REPORTS':<16}{QUANTILES}",
+        _spread("sentences", audit.sentences),
+        _spread("words", audit.words),
+        *_item("same text", _copies(audit.texts)),
+        *_item("alike", f"(but for case, spaces and punctuation) {_copies(audit.alike)}"),
     ]
     if audit.dropped:
-        lost, reports, all_ = audit.dropped
-        share = 100 * lost / max(1, all_)
-        lines.append(
-            f"  left out      {lost:,} of {all_:,} sentences ({share:.1f} %), of {reports:,} reports, by max_words = "
-            f"{audit.max_words}"
-        )
+        lost, reports, total = audit.dropped
+        share = 100 * lost / max(1, total)
+        which = f"{lost:,} of {total:,} sentences ({share:.1f} %), of {reports:,} reports"
+        lines += _item("left out", f"{which}, because of max_words = {audit.max_words}")
     return lines
 
 
@@ -51,35 +60,65 @@ def _labels(audit: "Audit") -> list[str]:
         return []
     cells = [f"{name[:34]:<35}{100 * share:5.1f}" for name, share in audit.positive.items()]
     half = (len(cells) + 1) // 2
-    pairs = zip(cells, [*cells[half:], ""], strict=False)
-    return ["", "LABELS  (% positive)", *(f"  {a}    {b}".rstrip() for a, b in list(pairs)[:half])]
+    rows = zip(cells[:half], [*cells[half:], ""], strict=False)
+    return ["", "LABELS  % positive", *(f"  {left}      {right}".rstrip() for left, right in rows)]
 
 
 def _volumes(found: "Volumes") -> list[str]:
     low, high = found.window_hu
-    shapes = [f"{'x'.join(map(str, shape))} ({n:,})" for shape, n in list(found.shapes.items())[:4]]
-    more = len(found.shapes) - 4
-    lines = ["", f"VOLUMES  {found.number:,} prepared  ({SPREAD})"]
-    for axis, spacing, size in zip("DHW", found.spacing_mm, found.size_mm, strict=True):
-        lines.append(f"  {axis}  spacing     {spacing} mm;  extent {size} mm")
+    shapes = [f"{'x'.join(map(str, shape))} ({n:,})" for shape, n in found.shapes.items()]
+    axes = ("D feet-head", "H front-back", "W right-left")
     return [
-        *lines,
-        f"  source shapes {', '.join(shapes)}" + (f" and {more:,} more" if more > 0 else ""),
-        f"  HU taken from {', '.join(f'{name} ({n:,})' for name, n in found.hu_from.items())}",
-        f"  mean HU       {found.mean_hu}",
-        f"  HU histogram  {low:g} |{bars(found.histogram)}| {high:g}",
-        f"  same voxels   {found.copies}",
-        f"  odd mean HU   {few(found.odd) if found.odd else 'none'}",
+        "",
+        f"{'VOLUMES':<16}{QUANTILES}   of {found.number:,}",
+        *(_spread(axis, spread, "mm spacing") for axis, spread in zip(axes, found.spacing_mm, strict=True)),
+        *(_spread(axis, spread, "mm extent") for axis, spread in zip(axes, found.size_mm, strict=True)),
+        _spread("mean HU", found.mean_hu, "after the crop"),
+        f"  {'HU':<14}{low:g} |{bars(found.histogram)}| {high:g}",
+        *_item("source grids", ", ".join(shapes[:4]) + (f" and {len(shapes) - 4:,} more" if len(shapes) > 4 else "")),
+        *_item("HU taken from", ", ".join(f"{name} ({n:,})" for name, n in found.hu_from.items())),
+        *_item("same voxels", _copies(found.copies)),
+        *_item("odd mean HU", few(found.odd) if found.odd else "none"),
     ]
 
 
 def _quarantine(audit: "Audit") -> list[str]:
     total = sum(map(len, audit.problems.values()))
-    lines = [
-        f"  {reason:<20}{len(ids):>6,}  {few(ids[:3])}{' ...' if len(ids) > 3 else ''}"
-        for reason, ids in audit.problems.items()
-    ]
-    return ["", f"QUARANTINE  {total:,}" + ("" if total else "  (empty)"), *lines]
+    lines = ["", f"{'QUARANTINE':<16}{total:>10,}"]
+    for reason, ids in audit.problems.items():
+        shown = ", ".join(ids[:SHOWN]) + (" ..." if len(ids) > SHOWN else "")
+        lines += _item(reason, f"{len(ids):>10,}   {REASONS.get(reason, 'see quarantine.csv')}: {shown}")
+    return lines
+
+
+def _item(name: str, text: str) -> list[str]:
+    """A named line, wrapped to the width of the page."""
+    indent = f"  {name:<13} "
+    return wrap(indent + text, WIDTH, subsequent_indent=" " * 16, break_on_hyphens=False, replace_whitespace=False)
+
+
+def _spread(name: str, spread: "Spread", unit: str = "") -> str:
+    numbers = (spread.low, spread.p5, spread.median, spread.p95, spread.high)
+    return f"  {name:<14}{''.join(f'{_short(x):>10}' for x in numbers)}   {unit}".rstrip()
+
+
+def _short(x: float) -> str:
+    """Three digits that count, or all of a whole number."""
+    return f"{x:,.0f}" if abs(x) >= 100 or x == int(x) else f"{x:.3g}"
+
+
+def _copies(found: "Copies") -> str:
+    """How many cases have what another case has, and which of them lie in two splits."""
+    if not found.groups:
+        return "none"
+    line = f"{sum(map(len, found.groups)):,} cases in {len(found.groups):,} groups"
+    if not found.across:
+        return f"{line}, none across splits"
+    return f"{line}; ACROSS SPLITS {len(found.across):,}: {_first([_first(ids, ' = ') for ids in found.across], ', ')}"
+
+
+def _first(names: Sequence[str], between: str) -> str:
+    return between.join([*names[:SHOWN], *(["..."] if len(names) > SHOWN else [])])
 
 
 def bars(shares: np.ndarray) -> str:
