@@ -33,7 +33,7 @@ class Scale:
 _PAPER = (128, 96, 128)
 SCALES = {
     # name             corpus     volumes valid    steps batch  shape        shrink
-    "demo": Scale("phantom", 48, 16, 60, 8, (64, 48, 64), shrink=4, lr=5e-4, lr_fusion=1e-3, test=16),
+    "demo": Scale("phantom", 48, 16, 40, 8, (64, 48, 64), shrink=4, lr=5e-4, lr_fusion=1e-3, test=16),
     "phantom": Scale("phantom", 1600, 200, 3_000, 16, (64, 48, 64), shrink=2, lr=3e-4, lr_fusion=6e-4, test=400),
     "ctrg": Scale("ctrg", 1443, 0, 300_000, 16, _PAPER),  # Tables I-IV and VI
     "1.4k": Scale("ctrate", 1443, 256, 100_000, 16, _PAPER),  # Table V: subsets of CT-RATE

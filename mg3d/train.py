@@ -175,7 +175,7 @@ def _pretrain(found: Cohort, run: Run) -> None:
         raise ValueError(f"{where(recipe)}: no volume of the split 'train' is left to train on; see {prepared.folder}")
     with distributed.first():
         reports = [e.case.report for split in entries.values() for e in split]
-        text.fill(reports, tokenise=tokenise, folder=paths.cache() / "text")
+        text.fill(reports, tokenise=tokenise, folder=paths.cache() / "text", device=distributed.device())
     share = recipe.filled.batch // (world * recipe.accumulate)
     train = Loader(entries["train"], tokenise=tokenise, batch=share, seed=recipe.seed, rank=rank, world=world)
     valid = Loader(entries["valid"], tokenise=tokenise, batch=share, seed=0) if entries["valid"] else None

@@ -76,8 +76,8 @@ class Volumes:
     """The prepared volumes."""
 
     number: int
-    spacing_mm: tuple[Spread, Spread, Spread]  # of the sources, along D, H, W
-    size_mm: tuple[Spread, Spread, Spread]
+    spacing_mm: tuple[Spread, ...]  # of the sources, along D, H, W
+    size_mm: tuple[Spread, ...]
     shapes: Mapping[tuple[int, ...], int]  # voxels of the sources along D, H, W -> number
     hu_from: Mapping[str, int]
     window_hu: tuple[float, float]

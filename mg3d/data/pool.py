@@ -63,7 +63,7 @@ def _named(job: object) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        error.add_note(f"while working on {job}")
+        error.add_note(f"while working on {getattr(job, 'id', job)}")  # never a report's text
         raise
 
 

@@ -140,12 +140,14 @@ def find(case: Case, spec: Spec, folder: Path) -> Entry | None:
 def write(volume: np.ndarray, record: Mapping[str, Any], *, case: Case, spec: Spec, folder: Path) -> Entry:
     """Write array, then sidecar. `record` holds at least `content`. Raises OSError, see `paths.write_atomic`."""
     array = folder / f"{record['content']}-{key(case, spec)}.npy"
-    paths.write_atomic(array, lambda file: np.save(file, volume, allow_pickle=False))
+    packed = io.BytesIO()  # np.save to a file on a full disk raises an error that does not say so
+    np.save(packed, volume, allow_pickle=False)
+    paths.write_atomic(array, packed.getvalue())
     full = {
         "case": case.id,
         "array": array.name,
         "bytes": array.stat().st_size,
-        "voxels_sha256": sha256(volume).hexdigest(),
+        "voxels_sha256": sha256(volume.data).hexdigest(),
         **record,
     }
     path = paths.write_atomic(sidecar(case, spec, folder), json.dumps(full, indent=1).encode())
