@@ -163,12 +163,13 @@ def _execute(notebook: Path, running: Path, parameters: dict[str, Any]) -> tuple
             str(running),
             parameters=parameters,
             kernel_name="python3",
+            language="python",
             progress_bar=False,
             store_widget_state=False,
             coalesce_streams=True,
             stderr_file=sys.stderr,
             on_cell_start=tell,
-            extra_arguments=["--IPKernelApp.log_level=40"],  # the kernel warns of its local sockets at every start
+            extra_arguments=["--IPKernelApp.log_level=50"],  # the kernel warns of its local sockets at every start
         )
     except Exception as stopped:  # whatever stops one notebook must not stop the next
         error = stopped
@@ -187,7 +188,8 @@ def _failed(notebook: Path, target: Path, executed: Any, error: BaseException, s
     lines = getattr(error, "traceback", None)  # of the kernel; strings, where papermill caught it
     whole = "\n".join(lines) if isinstance(lines, list) else f"{type(error).__name__}: {error}"
     paths.write_atomic(text, (_ANSI.sub("", whole) + "\n").encode())
-    line = f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}"
+    said = str(getattr(error, "evalue", error)).strip().partition("\n")[0]
+    line = f"{getattr(error, 'ename', type(error).__name__)}: {said}"
     _say(notebook, f"failed after {_clock(seconds)}: {line}")
     return Result(notebook, "failed", seconds, kept, line, text)
 

@@ -17,6 +17,13 @@ _TEMPLATE = """
 {%- block html_head_js_mathjax -%}{%- endblock -%}
 {%- block html_head_js_mermaidjs -%}{%- endblock -%}
 {%- block jupyter_widgets -%}{%- endblock -%}
+{%- block data_png scoped -%}
+<div class="jp-RenderedImage jp-OutputArea-output {{ extra_class }}">
+<img src="data:image/png;base64,{{ output.data['image/png'] | escape_html }}"
+ alt="{{ (output | get_metadata('alt', 'image/png') or 'Figure') | escape_html }}"
+ width="{{ output | get_metadata('width', 'image/png') or '' }}">
+</div>
+{%- endblock -%}
 {%- block html_head_css -%}
 <style>
 main { max-width: 72rem; margin: 0 auto; padding: 1rem; }
@@ -27,7 +34,7 @@ p > img.display { display: block; margin: 0.8em auto; }
 </style>
 {%- endblock -%}
 """
-_FORMULA = re.compile(r"(?P<code>```.*?```|`[^`\n]*`)|\$\$(?P<display>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$", re.DOTALL)
+FORMULA = re.compile(r"(?P<code>```.*?```|`[^`\n]*`|\\\$)|\$\$(?P<display>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$", re.DOTALL)
 _SIZE_PT = 12.0  # drawn at; a page shows it as 1.05 em in a line of text and 1.25 em by itself
 
 
@@ -40,7 +47,7 @@ def to_html(notebook: Any) -> str:
     notebook.metadata["title"] = title(notebook)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = _FORMULA.sub(_replace, cell.source)
+            cell.source = FORMULA.sub(_replace, cell.source)
     body, _ = HTMLExporter(raw_template=_TEMPLATE, embed_images=True).from_notebook_node(notebook)
     return body
 
