@@ -82,6 +82,13 @@ def test_the_readme_tree_is_true():
     assert {Path(n).name for n in named} - {"__init__.py"} == there
 
 
+def test_the_readme_lists_every_quarantine_reason():
+    from mg3d.data.reading import REASONS
+
+    rows = dict(re.findall(r"^\| `([\w-]+)` \| (.+) \|$", README.split("by name")[1].split("## ")[0], re.MULTILINE))
+    assert rows == REASONS
+
+
 @pytest.mark.parametrize("file", ["LICENSE", "CONTRIBUTING.md", "Makefile", ".ci/run", "docs/devlog.md"])
 def test_files_that_readers_look_for(file):
     assert (ROOT / file).stat().st_size > 100
