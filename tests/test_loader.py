@@ -52,6 +52,19 @@ def test_a_batch_holds_the_volumes_reports_and_labels_of_its_cases(entries):
         assert batch.target[i].tolist() == [1.0, by_id[id_].case.labels["nodule"]]
 
 
+def test_large_batches_hold_the_same(entries, monkeypatch):
+    small = Loader(entries, batch=6, seed=0).batch(0)
+    monkeypatch.setattr("mg3d.data.loader.FRESH", 0)
+    large = Loader(entries, batch=6, seed=0).batch(0)
+    assert equal(small, large)
+    kept = large.volume[2:4] * 1
+    view = large.volume[2:4]
+    del large  # the memory lives as long as a view of it
+    assert torch.equal(view, kept)
+    view.add_(1)
+    assert torch.equal(view, kept + 1)
+
+
 def test_a_batch_depends_on_seed_and_step_alone(entries):
     a, b = (Loader(entries, batch=4, seed=7) for _ in range(2))
     later = [b.batch(t) for t in (5, 0, 3)]

@@ -26,7 +26,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 
-Triple = tuple[float, float, float]
 TOWARDS = ((2, 1.0), (1, -1.0), (0, -1.0))  # D, H, W: RAS axis and direction: superior, posterior, left
 BLOCKS = 8  # a matrix of taps is banded: cut into this many blocks of rows, it has that many times less to multiply
 SLAB = 2**19  # voxels of the source that are worked on at a time: 2 MB as float32, which the processor's cache holds
@@ -38,7 +37,7 @@ class Spec:
     """How volumes are prepared: shape (D, H, W), the share of each axis that the centre crop keeps, the HU window."""
 
     shape: tuple[int, int, int] = (128, 96, 128)
-    crop: Triple = (0.88, 0.66, 0.88)
+    crop: tuple[float, float, float] = (0.88, 0.66, 0.88)
     window_hu: tuple[float, float] = (-1000.0, 1000.0)
 
     def __post_init__(self) -> None:
@@ -60,11 +59,11 @@ class Spec:
 class Frame:
     """Where a prepared grid lies in a source grid. Tuples are in the order D, H, W."""
 
-    axes: tuple[int, int, int]  # the source axis of each prepared axis
-    signs: Triple  # -1 where it is reversed
-    size: tuple[int, int, int]  # N: voxels of the source along it
-    shape: tuple[int, int, int]  # M
-    scale: Triple  # s: source voxels to a prepared one
+    axes: tuple[int, ...]  # the source axis of each prepared axis
+    signs: tuple[float, ...]  # -1 where it is reversed
+    size: tuple[int, ...]  # N: voxels of the source along it
+    shape: tuple[int, ...]  # M
+    scale: tuple[float, ...]  # s: source voxels to a prepared one
 
     @classmethod
     def of(
@@ -108,7 +107,7 @@ class Frame:
         return list(zip(self.axes, self.signs, self.size, self.shape, self.scale, strict=True))
 
 
-def orientation(affine: Float[np.ndarray, "4 4"]) -> tuple[tuple[int, int, int], Triple]:
+def orientation(affine: Float[np.ndarray, "4 4"]) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Source axis and sign for each of D, H, W: the assignment with the largest product of direction cosines."""
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)  # column a: where source axis a points
     towards = np.array([sign * directions[world] for world, sign in TOWARDS])  # [prepared axis, source axis]
