@@ -25,8 +25,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mg3d import html as page
 from mg3d import paths
+from mg3d.html import to_html
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -126,7 +126,7 @@ def _run(notebook: Path, parameters: dict[str, Any], *, out: Path, html: bool, a
         for left in (target.with_suffix(".failed.ipynb"), target.with_suffix(".traceback.txt")):
             left.unlink(missing_ok=True)
     if html and (done is None or not target.with_suffix(".html").exists()):
-        page.write_html(executed if done is None else done, target.with_suffix(".html"))
+        paths.write_atomic(target.with_suffix(".html"), to_html(executed if done is None else done).encode())
     seconds = time.perf_counter() - begun
     _say(notebook, "is done already" if done is not None else f"done in {_clock(seconds)}")
     return Result(notebook, "done" if done is None else "skipped", seconds, target)

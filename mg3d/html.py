@@ -8,7 +8,6 @@ import base64
 import re
 from copy import deepcopy
 from html import escape
-from pathlib import Path
 from typing import Any
 
 _TEMPLATE = """
@@ -35,7 +34,7 @@ p > img.display { display: block; margin: 0.8em auto; }
 {%- endblock -%}
 """
 FORMULA = re.compile(r"(?P<code>```.*?```|`[^`\n]*`|\\\$)|\$\$(?P<display>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$", re.DOTALL)
-_SIZE_PT = 12.0  # drawn at; a page shows it as 1.05 em in a line of text and 1.25 em by itself
+_UNITS = 100.0  # an em in the units of a drawing: whole numbers are fine enough
 
 
 def to_html(notebook: Any) -> str:
@@ -66,7 +65,7 @@ def formula(latex: str, *, display: bool = False) -> str:
     from matplotlib.path import Path as Outline
     from matplotlib.textpath import TextPath, text_to_path
 
-    font = FontProperties(size=_SIZE_PT, math_fontfamily="stix")
+    font = FontProperties(size=_UNITS, math_fontfamily="stix")
     text = f"${' '.join(latex.split())}$"
     width, height, descent = text_to_path.get_text_width_height_descent(text, font, ismath=True)
     letters = {Outline.MOVETO: "M", Outline.LINETO: "L", Outline.CURVE3: "Q", Outline.CURVE4: "C"}
@@ -75,13 +74,14 @@ def formula(latex: str, *, display: bool = False) -> str:
         if code == Outline.CLOSEPOLY:
             strokes.append("Z")
         else:
-            xy = " ".join(f"{x:.2f} {-y:.2f}" for x, y in points.reshape(-1, 2))
+            xy = " ".join(f"{x:.0f} {-y:.0f}" for x, y in points.reshape(-1, 2))
             strokes.append(letters[code] + xy)
-    box = f"-0.5 {descent - height - 0.5:.2f} {width + 1:.2f} {height + 1:.2f}"
+    pad = 4
+    box = f"{-pad} {descent - height - pad:.0f} {width + 2 * pad:.0f} {height + 2 * pad:.0f}"
     svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}"><path d="{"".join(strokes)}"/></svg>'
     source = base64.b64encode(svg.encode()).decode()
-    em = (1.25 if display else 1.05) / _SIZE_PT
-    size = f"width:{(width + 1) * em:.3f}em;vertical-align:{-(descent + 0.5) * em:.3f}em"
+    em = (1.25 if display else 1.05) / _UNITS  # a formula by itself is larger than one in a line of text
+    size = f"width:{(width + 2 * pad) * em:.3f}em;vertical-align:{-(descent + pad) * em:.3f}em"
     kind = "formula display" if display else "formula"
     return f'<img class="{kind}" style="{size}" alt="{escape(latex.strip())}" src="data:image/svg+xml;base64,{source}">'
 
@@ -96,10 +96,3 @@ def _replace(match: re.Match[str]) -> str:
     except ValueError:
         return match[0]
     return f"\n\n{tag}\n\n" if display else tag
-
-
-def write_html(notebook: Any, path: Path) -> Path:
-    """Write the page beside an executed notebook, whole or not at all."""
-    from mg3d import paths
-
-    return paths.write_atomic(path, to_html(notebook).encode())

@@ -12,15 +12,17 @@ from typing import Any, final
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 # Okabe and Ito's palette, made to be told apart with every kind of colour vision
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 INK, FAINT = "#222222", "#8a8a8a"
 DPI = 110
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
@@ -33,7 +35,7 @@ STYLE = {
     "grid.color": "#e6e6e6",
     "grid.linewidth": 0.8,
     "axes.axisbelow": True,
-    "axes.prop_cycle": mpl.cycler(color=PALETTE),
+    "axes.prop_cycle": cycler(color=PALETTE),
     "xtick.color": INK,
     "ytick.color": INK,
     "legend.frameon": False,
@@ -79,14 +81,14 @@ def losses(metrics: pd.DataFrame) -> Picture:
     figure, axes = _grid(len(named) + len(extra), width=3.0, height=2.05)
     for axis, name in zip(axes, named + extra, strict=True):
         colour = PALETTE[0] if name in named else INK
-        _curve(axis, metrics["step"], metrics[name], colour, smooth=name != "lr")
+        _curve(axis, metrics["step"].to_numpy(), metrics[name].to_numpy(float), colour, smooth=name != "lr")
         if f"valid_{name}" in metrics:
             valid = metrics[["step", f"valid_{name}"]].dropna()
             axis.plot(*valid.to_numpy().T, "o-", ms=3.5, lw=1, color=PALETTE[1])
-        axis.set_title(_TITLES.get(name, name.upper()))
+        axis.set_title(_TITLES.get(name) or name.upper())
         axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        _log_where_needed(axis, metrics[name])
-    handles = [mpl.lines.Line2D([], [], color=PALETTE[0]), mpl.lines.Line2D([], [], color=PALETTE[1], marker="o", ms=4)]
+        _log_where_needed(axis, metrics[name].to_numpy(float))
+    handles = [Line2D([], [], color=PALETTE[0]), Line2D([], [], color=PALETTE[1], marker="o", ms=4)]
     figure.legend(handles, ["training", "validation"], loc="outside upper right", ncols=2)
     figure.supxlabel("optimiser step", fontsize=10)
     last = ", ".join(f"{name} {metrics[name].dropna().iloc[-1]:.3g}" for name in named)
@@ -121,7 +123,9 @@ def prevalence(labels: pd.DataFrame, *, split: Sequence[str] | None = None) -> P
     axis.grid(axis="y", visible=False)
     axis.legend(loc="lower right")
     axis.set_title("Prevalence of the findings")
-    figure.alt = "Prevalence of findings: " + ", ".join(f"{n} {100 * v:.0f} %" for n, v in share[::-1].items())
+    figure.alt = "Prevalence of findings: " + ", ".join(
+        f"{n} {100 * v:.0f} %" for n, v in reversed(list(share.items()))
+    )
     return figure
 
 
@@ -138,18 +142,18 @@ def _grid(n: int, *, width: float, height: float, columns: int = 3) -> tuple[Pic
     return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(n)]
 
 
-def _curve(axis: Axes, x: pd.Series, y: pd.Series, colour: str, *, smooth: bool) -> None:
+def _curve(axis: Axes, x: np.ndarray, y: np.ndarray, colour: str, *, smooth: bool) -> None:
     """A line; for a long one, with `smooth`, the raw values faint and their running median over them."""
-    kept = y.notna()
-    x, y = x[kept], y[kept]
+    x, y = x[~np.isnan(y)], y[~np.isnan(y)]
     if not smooth or len(y) < _SMOOTH_FROM:
         axis.plot(x, y, color=colour, lw=1.5, marker="o" if len(y) < 12 else None, ms=3.5)
         return
     axis.plot(x, y, color=colour, lw=0.8, alpha=0.3)
-    axis.plot(x, y.rolling(max(5, len(y) // 15), center=True, min_periods=1).median(), color=colour, lw=1.6)
+    running = pd.Series(y).rolling(max(5, len(y) // 15), center=True, min_periods=1).median()
+    axis.plot(x, running, color=colour, lw=1.6)
 
 
-def _log_where_needed(axis: Axes, values: pd.Series) -> None:
-    low, high = values.min(), values.max()
-    if low > 0 and high / low >= _LOG_FROM:
+def _log_where_needed(axis: Axes, values: np.ndarray) -> None:
+    known = values[np.isfinite(values)]
+    if known.size and known.min() > 0 and known.max() / known.min() >= _LOG_FROM:
         axis.set_yscale("log")

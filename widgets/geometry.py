@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import ndimage
 
 PLANES = {  # patient axes (0 = right, 1 = front, 2 = head) of a picture's rows, columns and of the line of sight
@@ -36,7 +37,8 @@ class Slice:
     def letters(self) -> tuple[str, str, str, str]:
         """Where in the patient the left, right, top and bottom edge lie."""
         row, column, _ = PLANES[self.plane]
-        return (*_LETTERS[column], *_LETTERS[row])  # pictures run from the positive to the negative end
+        (left, right), (top, bottom) = _LETTERS[column], _LETTERS[row]  # from the positive to the negative end
+        return left, right, top, bottom
 
     @property
     def position(self) -> str:
@@ -66,11 +68,11 @@ def cut(volume: np.ndarray, affine: np.ndarray, *, plane: str, at: Point, order:
     pixels = ndimage.map_coordinates(volume, index, output=np.float32, order=order, mode="nearest")
     size = np.reshape(volume.shape, (3, 1, 1))
     pixels[((index < -0.501) | (index > size - 0.499)).any(0)] = np.nan
-    extent = (high[column], low[column], low[row], high[row])
-    return Slice(plane, pixels, tuple(float(mm) for mm in extent), float(at[through]))
+    extent = (float(high[column]), float(low[column]), float(low[row]), float(high[row]))
+    return Slice(plane, pixels, extent, float(at[through]))
 
 
-def to_mm(index: Point, affine: np.ndarray) -> np.ndarray:
+def to_mm(index: ArrayLike, affine: np.ndarray) -> np.ndarray:
     """The point in RAS mm of a voxel index."""
     return affine[:3, :3] @ np.asarray(index, float) + affine[:3, 3]
 

@@ -7,6 +7,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patheffects import withStroke
 
 from widgets.figures import PALETTE, Picture
@@ -60,9 +61,9 @@ def panels(
     text = fill(title, int(width * 11))
     above = 0.12 + 0.22 * (text.count("\n") + 1) * bool(text)
     whole = sum(high) * scale + above + 0.3 + 0.08 * rows
-    figure = Picture(figsize=(width, whole), layout="constrained", facecolor=_DARK)
-    layout = figure.get_layout_engine()
-    layout.set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0, rect=(0, 0.25 / whole, 1, 1 - (0.25 + above) / whole))
+    rect = (0, 0.25 / whole, 1, 1 - (0.25 + above) / whole)
+    layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0, rect=rect)
+    figure = Picture(figsize=(width, whole), layout=layout, facecolor=_DARK)
     figure.text(0.008, 1 - 0.08 / whole, text, color=LIGHT, size=11, weight="bold", va="top")
     grid = figure.add_gridspec(rows, columns, width_ratios=wide, height_ratios=high)
     return figure, [figure.add_subplot(grid[i // columns, i % columns]) for i in range(len(sizes))]
@@ -72,8 +73,8 @@ def draw(axis: Axes, one: Slice, window: Window, *, small: bool = False, bar: bo
     """The slice in grey with its letters, its position and, with `bar`, a scale bar."""
     width, level = levels(window)
     grey = mpl.colormaps["gray"].with_extremes(bad=_DARK)
-    limits = {"vmin": level - width / 2, "vmax": level + width / 2}
-    axis.imshow(one.pixels, cmap=grey, extent=one.extent_mm, interpolation="bilinear", **limits)
+    black, white = level - width / 2, level + width / 2
+    axis.imshow(one.pixels, cmap=grey, extent=one.extent_mm, interpolation="bilinear", vmin=black, vmax=white)
     axis.set_axis_off()
     size = 8 if small else 10
     style = {"color": LIGHT, "path_effects": _HALO, "transform": axis.transAxes}
