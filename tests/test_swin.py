@@ -157,8 +157,8 @@ def test_the_kernel_of_other_devices_equals_ours(monkeypatch) -> None:
     x = torch.randn(2, kind.rows.shape[1], 18, dtype=torch.float64, requires_grad=True)
     wanted = [x, attention.relative_position_bias_table, attention.qkv.bias]
     results = []
-    for kernel in (windows._attend, windows._fused):
-        monkeypatch.setattr(windows, "_attend", kernel)
+    for kernel in (windows._Attend.apply, windows._fused):
+        monkeypatch.setattr(windows._Attend, "apply", kernel)
         y = attention.mix(x, attention.bias(kind))
         results.append([y, *torch.autograd.grad(y.square().sum(), wanted)])
     for a, b in zip(*results, strict=True):

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise, product
 from math import ceil
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 WINDOW = 7  # cells a side, in every model that this package knows
 Size = tuple[int, int, int]
@@ -106,12 +108,12 @@ class _Permute(torch.autograd.Function):
     """x[:, there], with the gradient grad[:, back] of inverse permutations: no scatter, so equal on every device."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, there: Tensor, back: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, there: Tensor, back: Tensor) -> Tensor:
         ctx.save_for_backward(there, back)
         return x.index_select(1, there)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         there, back = ctx.saved_tensors
         return _Permute.apply(grad, back, there), None, None
 
@@ -154,7 +156,7 @@ class WindowAttention(nn.Module):
         """Softmax(q k^T / sqrt(c) + bias) v within each of m equal boxes."""
         q, k, v = self.split(qkv, bias)
         q = q[:, :, : bias.shape[1]]
-        kernel = _attend if qkv.device.type == "cpu" else _fused
+        kernel = _Attend.apply if qkv.device.type == "cpu" else _fused
         return kernel(q, k, v, bias).permute(1, 2, 0, 3).flatten(2)
 
     def over_boxes(self, x: Float[Tensor, "m n E"], bias: Float[Tensor, "heads n k"]) -> Float[Tensor, "m n E"]:
@@ -173,19 +175,39 @@ class WindowAttention(nn.Module):
         return self.proj(_Permute.apply(torch.cat(parts, 1), back, there).view(b, d, h, w, e))
 
 
-def _attend(
-    q: Float[Tensor, "heads m n c"],
-    k: Float[Tensor, "heads m k c"],
-    v: Float[Tensor, "heads m k c"],
-    bias: Float[Tensor, "heads n k"],
-) -> Float[Tensor, "heads m n c"]:
-    """Softmax(q k^T / sqrt(c) + bias) v; scores and softmax in float32 at least, whatever autocast says."""
-    heads, m, _, c = q.shape
-    with torch.autocast("cpu", enabled=False):
-        exact = torch.promote_types(q.dtype, torch.float32)
-        scores = bias.to(exact).repeat_interleave(m, 0)
-        scores.baddbmm_(q.flatten(0, 1).to(exact), k.flatten(0, 1).mT.to(exact), alpha=c**-0.5)
-        return torch.bmm(scores.softmax(-1).to(v.dtype), v.flatten(0, 1)).unflatten(0, (heads, m))
+class _Attend(torch.autograd.Function):
+    """Softmax(q k^T / sqrt(c) + bias) v on processors: few passes over the scores, and none but P kept.
+
+    With dP = dO V^T and delta = rowsum(dO * O): dS = P * (dP - delta), dV = P^T dO, dQ = dS K, dK = dS^T Q. Products
+    have the precision of q, k and v; bias, softmax and the sum of the bias's gradient at least float32.
+    """
+
+    @staticmethod
+    @torch.autocast("cpu", enabled=False)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        (heads, m), scale = q.shape[:2], q.shape[-1] ** -0.5
+        q, k, v = (t.flatten(0, 1) for t in (q, k, v))
+        if q.dtype == bias.dtype:
+            scores = torch.empty(heads, m, *bias.shape[1:], dtype=q.dtype).copy_(bias[:, None]).flatten(0, 1)
+            scores.baddbmm_(q, k.mT, alpha=scale)
+        else:
+            scores = torch.add(bias[:, None], torch.bmm(q, k.mT).unflatten(0, (heads, m)), alpha=scale).flatten(0, 1)
+        p = scores.softmax(-1).to(q.dtype)
+        out = torch.bmm(p, v)
+        ctx.heads, ctx.scale, ctx.exact = heads, scale, bias.dtype
+        ctx.save_for_backward(q, k, v, p, out)
+        return out.unflatten(0, (heads, m))
+
+    @staticmethod
+    @once_differentiable
+    @torch.autocast("cpu", enabled=False)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        q, k, v, p, out = ctx.saved_tensors
+        grad = grad.flatten(0, 1)
+        d_s = torch.bmm(grad, v.mT).sub_((grad * out).sum(-1, keepdim=True)).mul_(p)
+        d_q, d_k, d_v = torch.bmm(d_s, k).mul_(ctx.scale), torch.bmm(d_s.mT, q).mul_(ctx.scale), torch.bmm(p.mT, grad)
+        d_s, d_q, d_k, d_v = (t.unflatten(0, (ctx.heads, -1)) for t in (d_s, d_q, d_k, d_v))
+        return d_q, d_k, d_v, d_s.sum(1, dtype=ctx.exact)
 
 
 def _fused(
