@@ -63,9 +63,9 @@ class _Boxwise(torch.autograd.Function):
             for rows, kind in ctx.pieces:
                 part, bias = _take(x, rows).requires_grad_(), biases[kind].detach().requires_grad_()
                 out = ctx.f(part, bias)
-                d, d_bias, *ds = torch.autograd.grad(out, (part, bias, *parameters), _take(grad, rows))
-                _put(d_x, rows, d)
+                d_part, d_bias, *ds = torch.autograd.grad(out, (part, bias, *parameters), _take(grad, rows))
+                _put(d_x, rows, d_part)
                 d_biases[kind] += d_bias
                 if ds:
-                    torch._foreach_add_(d_parameters, ds)
+                    torch._foreach_add_(d_parameters, ds)  # pyright: ignore[reportPrivateImportUsage]
         return None, None, None, d_x, *d_biases, *d_parameters

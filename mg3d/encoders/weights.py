@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ def read_tensors(path: Path | str) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    inner = content
+    inner: Any = content
     while isinstance(inner, Mapping) and not any(isinstance(v, Tensor) for v in inner.values()):
         inner = next((inner[w] for w in WRAPPERS if isinstance(inner.get(w), Mapping)), None)
     if inner is None:

@@ -9,6 +9,12 @@
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mg3d.data.phantom.cohort import make
+    from mg3d.data.phantom.plan import draw
+    from mg3d.data.phantom.truth import load_truth, organ_masks, sentence_masks
 
 _WHERE = {
     "draw": "plan",

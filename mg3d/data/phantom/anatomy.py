@@ -7,11 +7,10 @@ import numpy as np
 
 from mg3d.data.phantom.plan import ORGANS
 from mg3d.data.phantom.scene import OBLIQUE, Scene
-from mg3d.data.phantom.space import Box, axes, chain, clouds, column, combine, ellipsoid
+from mg3d.data.phantom.space import EVERYWHERE, axes, chain, clouds, column, combine, ellipsoid
 
 CAGE_X, CAGE_Y = 124.0, 77.0  # half axes of the inner chest wall
 RIB_STEP = 20.0
-EVERYWHERE: Box = (slice(None), slice(None), slice(None))
 
 
 def body(scene: Scene) -> None:

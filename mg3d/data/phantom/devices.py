@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from mg3d.data.phantom.findings_lung import EVERYWHERE, Painted
+from mg3d.data.phantom.findings_lung import Painted
 from mg3d.data.phantom.mediastinum import on_heart
 from mg3d.data.phantom.plan import Finding
 from mg3d.data.phantom.scene import Scene
-from mg3d.data.phantom.space import axes, ellipsoid, grains, smooth, splat
+from mg3d.data.phantom.space import EVERYWHERE, axes, ellipsoid, grains, smooth, splat
 
 METAL_HU = 9000.0  # before the scanner's scale ends at 3071
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from mg3d.data.phantom.findings_lung import EVERYWHERE, Painted
+from mg3d.data.phantom.findings_lung import Painted
 from mg3d.data.phantom.plan import Finding
 from mg3d.data.phantom.scene import Scene
-from mg3d.data.phantom.space import Box, clouds, grains, splat
+from mg3d.data.phantom.space import EVERYWHERE, Box, clouds, grains, splat
 from mg3d.data.phantom.trees import Tree
 
 
@@ -111,7 +111,7 @@ def peribronchial(scene: Scene, finding: Finding, rng: np.random.Generator, shap
 
 def septa(scene: Scene, finding: Finding, rng: np.random.Generator, shapes: list) -> Painted:
     """Walls of polygonal lobules below the pleura: voxels nearly as close to the second cell centre as to the first."""
-    from scipy.spatial import cKDTree
+    from scipy.spatial import cKDTree  # pyright: ignore[reportAttributeAccessIssue]  (a compiled name)
 
     s = scene.space
     box = flank(scene, finding.side)

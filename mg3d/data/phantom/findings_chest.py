@@ -5,11 +5,11 @@ The `_room` functions run before the lung is painted: they give shapes [(box, fi
 
 import numpy as np
 
-from mg3d.data.phantom.findings_lung import EVERYWHERE, Painted
+from mg3d.data.phantom.findings_lung import Painted
 from mg3d.data.phantom.mediastinum import on_heart
 from mg3d.data.phantom.plan import ORGANS, Finding
 from mg3d.data.phantom.scene import Scene
-from mg3d.data.phantom.space import Box, axes, ellipsoid, splat
+from mg3d.data.phantom.space import EVERYWHERE, Box, axes, ellipsoid, splat
 
 FIRM = [ORGANS.index(name) for name in ("aorta", "airways", "spine", "ribs", "pulmonary artery", "heart")]
 Shapes = list[tuple[Box, np.ndarray]]

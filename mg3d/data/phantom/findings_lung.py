@@ -8,10 +8,9 @@ import numpy as np
 
 from mg3d.data.phantom.plan import Finding
 from mg3d.data.phantom.scene import Scene
-from mg3d.data.phantom.space import Box, axes, clouds, combine, ellipsoid, grains, rotation, splat
+from mg3d.data.phantom.space import EVERYWHERE, Box, axes, clouds, combine, ellipsoid, grains, rotation, splat
 
 Painted = tuple[Box, np.ndarray]
-EVERYWHERE: Box = (slice(None), slice(None), slice(None))
 
 
 def nodule(scene: Scene, finding: Finding, rng: np.random.Generator, shapes: list) -> Painted:

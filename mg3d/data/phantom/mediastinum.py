@@ -6,7 +6,7 @@ import numpy as np
 
 from mg3d.data.phantom.plan import ORGANS
 from mg3d.data.phantom.scene import Scene
-from mg3d.data.phantom.space import Box, chain, column, ellipsoid, grains, smooth, splat
+from mg3d.data.phantom.space import EVERYWHERE, Box, chain, column, ellipsoid, grains, smooth, splat
 from mg3d.data.phantom.trees import grow
 
 LEAVES = 128  # per lung and tree of arteries; veins have half
@@ -198,13 +198,13 @@ def trees(scene: Scene) -> None:
     scene.airways = twins.shifted(sideways + 0.8)
     lung = s.cover(scene.lung)
     blood = splat(s, *_join(grains(s, t.start, t.end, t.radius) for t in (scene.arteries, veins)))
-    scene.paint((slice(None),) * 3, blood * lung, 0.75 * patient.blood_hu + 10)
+    scene.paint(EVERYWHERE, blood * lung, 0.75 * patient.blood_hu + 10)
     bronchi = scene.airways
     lumen, wall = 0.8 * bronchi.radius, 0.22 * bronchi.radius + 0.3
     shell = splat(s, *grains(s, bronchi.start, bronchi.end, lumen, wall=wall))
-    scene.paint((slice(None),) * 3, shell * lung, 10.0)
+    scene.paint(EVERYWHERE, shell * lung, 10.0)
     tubes = splat(s, *grains(s, bronchi.start, bronchi.end, lumen))
-    scene.paint((slice(None),) * 3, tubes * lung, -985.0)
+    scene.paint(EVERYWHERE, tubes * lung, -985.0)
     scene.organs[(tubes * lung > 0.5)] = ORGANS.index("airways")
 
 

@@ -43,7 +43,7 @@ class Scene:
     def paint(self, box: Box, share: np.ndarray, hu: float | np.ndarray, *, organ: str = "") -> None:
         """Mix `hu` into the box by share; voxels more than half covered become `organ`, if one is given."""
         view = self.hu[box]
-        view += share * (np.float32(hu) - view if np.isscalar(hu) else hu - view)
+        view += share * (hu - view if isinstance(hu, np.ndarray) else np.float32(hu) - view)
         if organ:
             self.organs[box][share > 0.5] = ORGANS.index(organ)
 

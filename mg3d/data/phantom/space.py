@@ -8,11 +8,13 @@ that the shape fills, so that edges carry a partial-volume effect and nothing lo
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import pairwise
 
 import numpy as np
 
 Box = tuple[slice, slice, slice]
+EVERYWHERE: Box = (slice(None), slice(None), slice(None))
 FIELD_OF_VIEW_MM = 360.0
 CORNERS = np.array(list(np.ndindex(2, 2, 2)))  # of a unit cube
 
@@ -75,7 +77,8 @@ def space(
     shape: tuple[int, int, int], *, zoom: float, scale: float, shift_mm: tuple[float, float, float], tilt_deg: float
 ) -> Space:
     """The grid `shape` over a cube of 360 mm times `zoom`, with the patient shifted and turned in it."""
-    spacing = tuple(FIELD_OF_VIEW_MM * zoom / n for n in shape)
+    d, h, w = (FIELD_OF_VIEW_MM * zoom / n for n in shape)
+    spacing = (d, h, w)
     z, y, x = (
         (((np.arange(n) - (n - 1) / 2) * step - shift) / scale).astype(np.float32)
         for n, step, shift in zip(shape, spacing, shift_mm, strict=True)
@@ -115,7 +118,7 @@ def ellipsoid(space: Space, centre: np.ndarray, matrix: np.ndarray, *, margin: f
 
 def combine(row: np.ndarray, parts: list[np.ndarray]) -> np.ndarray:
     """Linear form of broadcastable float32 arrays."""
-    return sum(np.float32(c) * p for c, p in zip(row, parts, strict=True))
+    return reduce(np.add, (np.float32(c) * p for c, p in zip(row, parts, strict=True)))
 
 
 def smooth(path: np.ndarray, *, rounds: int = 2) -> np.ndarray:
