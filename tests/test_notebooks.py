@@ -225,10 +225,11 @@ def test_the_notebooks_run_one_after_the_other(tmp_path, monkeypatch, capsys):
 
     # the same by papermill, in a kernel, on what is there: one notebook is enough to see that it is the same
     out = tmp_path / "out"
-    (result,) = batch.run([FOLDER / "00_tour.ipynb"], out=out, parameters={"scale": "demo"}, html=True)
+    (result,) = batch.run([FOLDER / "02_pretrain.ipynb"], out=out, parameters=QUICK, html=True)
     assert result.status == "done", result.error
-    executed, page = read(out / "00_tour.ipynb"), (out / "00_tour.html").read_text()
+    executed, page = read(out / "02_pretrain.ipynb"), (out / "02_pretrain.html").read_text()
     assert sum("image/png" in o.get("data", {}) for c in code(executed) for o in c.outputs) == 2
+    assert len(list((tmp_path / "home" / "runs").iterdir())) == 1
     assert "widgets" not in executed.metadata
     assert page.count('src="data:image/png;base64') == 2
     assert offline(page)
