@@ -16,7 +16,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 # Okabe and Ito's palette, made to be told apart with every kind of colour vision
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -71,7 +71,7 @@ def losses(metrics: pd.DataFrame) -> Picture:
 
     `metrics` has a row a step and the columns `step`, any losses (weighted, as they enter the sum), `loss` (their sum),
     and where there are: `valid_<loss>` (validation, empty between validations), `lr`, `rank` (effective rank of the
-    pooled features). Positive quantities that span a factor of 20 get a log axis. Raises ValueError when there is
+    pooled features). Positive losses that span a factor of 20 get a log axis. Raises ValueError when there is
     no row yet.
     """
     if metrics.empty or "step" not in metrics:
@@ -87,7 +87,8 @@ def losses(metrics: pd.DataFrame) -> Picture:
             axis.plot(*valid.to_numpy().T, "o-", ms=3.5, lw=1, color=PALETTE[1])
         axis.set_title(_TITLES.get(name) or name.upper())
         axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        _log_where_needed(axis, metrics[name].to_numpy(float))
+        if name != "lr":  # its rise and fall are straight lines
+            _log_where_needed(axis, metrics[name].to_numpy(float))
     handles = [Line2D([], [], color=PALETTE[0]), Line2D([], [], color=PALETTE[1], marker="o", ms=4)]
     figure.legend(handles, ["training", "validation"], loc="outside upper right", ncols=2)
     figure.supxlabel("optimiser step", fontsize=10)
@@ -157,3 +158,6 @@ def _log_where_needed(axis: Axes, values: np.ndarray) -> None:
     known = values[np.isfinite(values)]
     if known.size and known.min() > 0 and known.max() / known.min() >= _LOG_FROM:
         axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter(NullFormatter())
