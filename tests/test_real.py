@@ -58,6 +58,7 @@ def test_audit_and_preparation(recipe):
     assert "Mediastinal" not in page  # no report text on the page
 
 
+@pytest.mark.timeout(1800)  # Swin-B at full size: minutes on two cores that other tests use too
 def test_pretraining_at_full_input_size(recipe):
     run = pretrain(recipe)
     metrics = run.metrics
