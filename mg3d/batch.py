@@ -28,6 +28,8 @@ from typing import Any
 from mg3d import paths
 from mg3d.html import to_html
 
+STARTS = 3  # attempts to start a kernel
+_PORT_TAKEN = "Kernel died before replying"  # two kernels that start at once can choose the same port; no cell has run
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -157,22 +159,27 @@ def _execute(notebook: Path, running: Path, parameters: dict[str, Any]) -> tuple
             _say(notebook, f"[{cell_index + 1}] {first}")
 
     error = None
-    try:
-        papermill.execute_notebook(
-            str(notebook),
-            str(running),
-            parameters=parameters,
-            kernel_name="python3",
-            language="python",
-            progress_bar=False,
-            store_widget_state=False,
-            coalesce_streams=True,
-            stderr_file=sys.stderr,
-            on_cell_start=tell,
-            extra_arguments=["--IPKernelApp.log_level=50"],  # the kernel warns of its local sockets at every start
-        )
-    except Exception as stopped:  # whatever stops one notebook must not stop the next
-        error = stopped
+    for attempt in range(STARTS):
+        try:
+            papermill.execute_notebook(
+                str(notebook),
+                str(running),
+                parameters=parameters,
+                kernel_name="python3",
+                language="python",
+                progress_bar=False,
+                store_widget_state=False,
+                coalesce_streams=True,
+                stderr_file=sys.stderr,
+                on_cell_start=tell,
+                extra_arguments=["--IPKernelApp.log_level=50"],  # the kernel warns of its local sockets at every start
+            )
+            error = None
+        except Exception as stopped:  # whatever stops one notebook must not stop the next
+            error = stopped
+        if _PORT_TAKEN not in str(error):
+            break
+        _say(notebook, f"its kernel did not start (attempt {attempt + 1} of {STARTS})")
     executed = nbformat.read(running, as_version=4) if running.exists() else None
     running.unlink(missing_ok=True)
     return executed, error

@@ -321,6 +321,24 @@ def test_one_failure_does_not_stop_the_others_and_what_is_done_is_skipped(tmp_pa
     assert sorted(p.name for p in out.iterdir()) == ["bad.ipynb", "good.html", "good.ipynb"]
 
 
+@pytest.mark.parametrize(("deaths", "status"), [(1, "done"), (9, "failed")])
+def test_a_kernel_that_does_not_start_is_tried_again(tmp_path, monkeypatch, deaths, status):
+    import papermill
+
+    calls = []
+
+    def die_first(source, target, **rest):
+        calls.append(source)
+        if len(calls) <= deaths:
+            raise RuntimeError("Kernel died before replying to kernel_info")
+        Path(target).write_text(Path(source).read_text())
+
+    monkeypatch.setattr(papermill, "execute_notebook", die_first)
+    file = toy(tmp_path / "toy.ipynb", "1")
+    (result,) = batch.run([file], out=tmp_path / "out", html=False)
+    assert (result.status, len(calls)) == (status, min(deaths + 1, batch.STARTS))
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
