@@ -122,7 +122,7 @@ class FrozenText(nn.Module):
         Features that are already there are taken as they are; a fill that was killed goes on where it stopped, and ends
         with the same files. Further calls add further reports.
         """
-        from tqdm.auto import tqdm
+        from tqdm import tqdm
 
         texts = list(dict.fromkeys(reports))
         rows: dict[str, list[np.ndarray]] = {kind: [] for kind in self._banks}

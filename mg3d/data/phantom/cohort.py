@@ -120,7 +120,7 @@ def _write_mark(mark: Path, wanted: dict, *, complete: bool) -> None:
 
 
 def _write_cases(jobs: list[Job], *, workers: int | None, progress: bool) -> None:
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     if workers is None:
         workers = _cores() if len(jobs) >= FEW else 1
