@@ -239,3 +239,18 @@ def test_reduced_precision_keeps_weight_gradients_in_full() -> None:
     bias = torch.zeros(1, 1, 1, requires_grad=True)
     y = boxwise(lambda part, b: part.bfloat16() * scale.bfloat16() + b.sum(), x, pieces, [bias], [scale])
     assert [g.item() for g in torch.autograd.grad(y.sum(), [scale, bias])] == [2, 513]
+
+
+def test_autocast_keeps_gradients_after_a_large_volume(monkeypatch) -> None:
+    """Weights that autocast has cast without gradients, inside our function, must not serve a later small volume."""
+    monkeypatch.setattr(swin_module, "SMALL", 3000)
+    model, found = Swin(12), []
+    large, small = torch.rand(1, 1, 40, 20, 20), torch.rand(1, 1, 8, 8, 8)
+    for volumes in ([small], [large, small]):
+        model.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = [model(x).pooled.float().square().sum() for x in volumes][-1]
+        loss.backward()
+        found.append([p.grad for p in model.parameters()])
+    for alone, after in zip(*found, strict=True):
+        assert torch.equal(alone, after)
