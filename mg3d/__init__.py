@@ -12,8 +12,9 @@ All that a notebook needs, loaded when first used:
 import os
 from typing import TYPE_CHECKING, Any
 
-# A thread that waits for another one spins for a while before it sleeps. By default so long that on a machine whose cores
-# other programs use too, a training step takes thirty times as long; this short wait costs 5 % on an idle one (measured).
+# A thread that waits for another one spins for a while before it sleeps. By default so long that, on a machine whose
+# cores other programs use too, an encoder pass takes sixty times as long; this short wait costs 5 % on an idle one
+# (docs/devlog.md). It counts where torch has not been imported yet.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 if TYPE_CHECKING:
