@@ -153,11 +153,10 @@ def _backward(
         for name, value in losses.items():
             total[name] = total.get(name, torch.zeros((), device=device)) + value.detach() / len(parts)
     values = dict(zip(total, torch.stack(list(total.values())).tolist(), strict=True))
-    ids = tuple(i for batch in parts for i in batch.ids)
     for name, value in values.items():
         if not math.isfinite(value) or value > EXPLODED:
             raise Diverged(
-                f"step {step + 1}: loss {name} is {value:g} on the cases {', '.join(ids)}; lower lr, or look at them"
+                f"step {step + 1}: loss {name} is {value:g} on the cases {_ids(parts)}; lower lr, or look at them"
             )
     return distributed.mean({**values, "loss": sum(values.values())})
 
@@ -166,12 +165,16 @@ def _advance(model: Trainable, optimiser: torch.optim.Optimizer, clip: float, st
     """Clip, step, clear; returns the norm of the gradient before clipping."""
     norm = float(nn.utils.clip_grad_norm_(model.parameters(), clip))
     if not math.isfinite(norm):
-        ids = tuple(i for batch in parts for i in batch.ids)
-        raise Diverged(f"step {step + 1}: the gradient's norm is {norm} on the cases {', '.join(ids)}")
+        raise Diverged(f"step {step + 1}: the gradient's norm is {norm} on the cases {_ids(parts)}")
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
     model.after_step()
     return norm
+
+
+def _ids(parts: list[Batch]) -> str:
+    """The cases of a step, for an error."""
+    return ", ".join(i for batch in parts for i in batch.ids)
 
 
 @torch.no_grad()

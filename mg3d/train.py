@@ -126,17 +126,11 @@ def objective(recipe: Recipe, text: "FrozenText") -> "Objective":
 def check(recipe: Recipe) -> None:
     """Raise ValueError, listing the valid names, when a name in the recipe is none: before any work is done."""
     from mg3d.encoders import ENCODERS
-    from mg3d.objectives import METHODS
+    from mg3d.objectives import METHODS, known
 
-    for field, value, valid in (
-        ("method", recipe.method, METHODS),
-        ("encoder", recipe.encoder, ENCODERS),
-    ):
-        if value not in valid:
-            raise ValueError(f"unknown {field} {value!r}; valid: {', '.join(valid)}")
-    variants = METHODS[recipe.method].variants
-    if recipe.variant not in variants:
-        raise ValueError(f"unknown variant {recipe.variant!r} of {recipe.method}; valid: {', '.join(variants)}")
+    method = METHODS[known(recipe.method, METHODS, "method")]
+    known(recipe.encoder, ENCODERS, "encoder")
+    known(recipe.variant, method.variants, f"variant of {recipe.method}")
 
 
 def pretrain(recipe: Recipe) -> Run:

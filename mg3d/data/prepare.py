@@ -6,7 +6,6 @@ Each volume is one job of one process. A volume that cannot be used goes to the 
 the run goes on. A run that was killed goes on where it was; what is prepared is found by its sidecar, and not read.
 """
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ import torch
 from mg3d.data import BadVolume, store
 from mg3d.data.frame import VERSION, Frame, Spec, prepare_mask, resample, to_source
 from mg3d.data.listing import Listing, Problem, few
-from mg3d.data.pool import scatter
+from mg3d.data.pool import cores, scatter
 from mg3d.data.store import DamagedCache, Entry, Prepared
 from mg3d.types import Case
 
@@ -60,7 +59,7 @@ def prepare(
             else:
                 results[case.id] = known
                 bar.update()
-        workers = min(workers or _cores(), len(todo))
+        workers = min(workers or cores(), len(todo))
         for case, result in scatter(partial(prepare_case, spec=spec, folder=folder), todo, lost=_lost, workers=workers):
             results[case.id] = result
             bar.update()
@@ -167,11 +166,6 @@ def _statistics(volume: np.ndarray, spec: Spec) -> dict:
         },
         "histogram": histogram.astype(int).tolist(),
     }
-
-
-def _cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

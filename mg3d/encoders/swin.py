@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mg3d.encoders import Encoder, hide
 from mg3d.encoders.boxwise import boxwise
+from mg3d.encoders.perceptron import Perceptron
 from mg3d.encoders.windows import WindowAttention, kinds
 from mg3d.types import Pyramid
 
@@ -62,19 +63,6 @@ class PatchMerging(nn.Module):
         x = pad_even(x).unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
         neighbours = x.permute(2, 4, 6, 0, 1, 3, 5, 7).flatten(0, 2).unbind()  # 000, 001, 010, ... 111
         return self.reduction(self.norm(torch.cat([neighbours[4 * i + 2 * j + k] for i, j, k in MERGE], -1)))
-
-
-class Perceptron(nn.Module):
-    """The two-layer perceptron of a block, four times as wide inside."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.linear1 = nn.Linear(width, 4 * width)
-        self.linear2 = nn.Linear(4 * width, width)
-
-    def forward(self, x: Float[Tensor, "*B E"]) -> Float[Tensor, "*B E"]:
-        """linear2(GELU(linear1(x)))."""
-        return self.linear2(F.gelu(self.linear1(x)))
 
 
 class Block(nn.Module):

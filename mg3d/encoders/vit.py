@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mg3d.encoders import Encoder, hide
+from mg3d.encoders.perceptron import Perceptron
 from mg3d.types import Pyramid
 
 PATCH = 16  # voxels a side
@@ -60,19 +61,6 @@ class Attention(nn.Module):
         """Mix the tokens of each volume."""
         q, k, v = self.qkv(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
         return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-
-
-class Perceptron(nn.Module):
-    """The two-layer perceptron of a block, four times as wide inside."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.linear1 = nn.Linear(width, 4 * width)
-        self.linear2 = nn.Linear(4 * width, width)
-
-    def forward(self, x: Float[Tensor, "B N E"]) -> Float[Tensor, "B N E"]:
-        """linear2(GELU(linear1(x)))."""
-        return self.linear2(F.gelu(self.linear1(x)))
 
 
 class Block(nn.Module):

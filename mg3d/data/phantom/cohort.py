@@ -13,7 +13,6 @@ as real ones are: who does not look at the affine mirrors every third patient.
 
 import csv
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -28,7 +27,7 @@ from mg3d.data.phantom.labels import LABELS, SPLITS, stream
 from mg3d.data.phantom.plan import Plan, draw
 from mg3d.data.phantom.report import Sentence, omitted, sections, write
 from mg3d.data.phantom.truth import describe, load_truth, organ_masks, pack, read_plan, read_sentence, sentence_masks
-from mg3d.data.pool import scatter
+from mg3d.data.pool import cores, scatter
 from mg3d.paths import write_atomic
 
 __all__ = ["load_truth", "make", "organ_masks", "sentence_masks"]
@@ -123,16 +122,11 @@ def _write_cases(jobs: list[Job], *, workers: int | None, progress: bool) -> Non
     from tqdm import tqdm
 
     if workers is None:
-        workers = _cores() if len(jobs) >= FEW else 1
+        workers = cores() if len(jobs) >= FEW else 1
     bar = tqdm(total=len(jobs), desc="phantom cohort", unit=" volumes", disable=not progress or not jobs)
     with bar:
         for _ in scatter(write_case, jobs, lost=_lost, workers=workers):
             bar.update()
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _lost(job: Job) -> NoReturn:
