@@ -1,4 +1,4 @@
-"""Numbers that judge a model: arrays in, floats out."""
+"""Numbers that judge features without any label."""
 
 import numpy as np
 from numpy.typing import ArrayLike

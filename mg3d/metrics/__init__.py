@@ -1,0 +1,73 @@
+"""Numbers that judge a model: arrays in, floats out.
+
+features        effective rank
+maps            pointing game, attention mass, AUPRC of attention maps against masks, with their chance
+classification  AUROC, average precision, accuracy, F1, sensitivity at fixed false positives; calibration
+retrieval       ranks, recall at k, median rank, MRR without an N x N matrix; search in a gallery
+resampling      bootstrap intervals over cases, over seeds and cases; paired tests
+"""
+
+from mg3d.metrics.classification import (
+    Macro,
+    accuracy,
+    auroc,
+    average_precision,
+    brier,
+    calibration_error,
+    f1,
+    macro,
+    macro_interval,
+    multiclass,
+    multilabel,
+    sensitivity_at,
+)
+from mg3d.metrics.features import effective_rank
+from mg3d.metrics.maps import attention_mass, judge, map_auprc, mask_share, near, pointing_game, spread
+from mg3d.metrics.resampling import (
+    Interval,
+    bootstrap,
+    grouped_means,
+    mean_interval,
+    over_seeds,
+    paired_interval,
+    paired_test,
+    seeds_and_cases,
+)
+from mg3d.metrics.retrieval import Gallery, Ranks, chance, one_of_each, ranks, retrieval
+
+__all__ = [
+    "Gallery",
+    "Interval",
+    "Macro",
+    "Ranks",
+    "accuracy",
+    "attention_mass",
+    "auroc",
+    "average_precision",
+    "bootstrap",
+    "brier",
+    "calibration_error",
+    "chance",
+    "effective_rank",
+    "f1",
+    "grouped_means",
+    "judge",
+    "macro",
+    "macro_interval",
+    "map_auprc",
+    "mask_share",
+    "mean_interval",
+    "multiclass",
+    "multilabel",
+    "near",
+    "one_of_each",
+    "over_seeds",
+    "paired_interval",
+    "paired_test",
+    "pointing_game",
+    "ranks",
+    "retrieval",
+    "seeds_and_cases",
+    "sensitivity_at",
+    "spread",
+]
