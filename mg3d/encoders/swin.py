@@ -15,15 +15,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mg3d.encoders import Encoder, hide
-from mg3d.encoders.boxwise import boxwise
+from mg3d.encoders.boxwise import Weights, boxwise
 from mg3d.encoders.perceptron import Perceptron
 from mg3d.encoders.windows import WindowAttention, kinds
 from mg3d.types import Pyramid
 
 HEADS = 3  # of the first stage, doubled by each further one
 STAGES = 4
-SCORES = 2**20  # attention scores in work at a time, on a processor: 4 MB a tensor
-SMALL = 2**15  # numbers in a grid that is not worth taking apart
+SCORES = 3 * 3 * 343**2  # attention scores in work at a time and core: 4 MB a tensor
 DEPTH = 2  # blocks a stage; the second one has shifted windows
 # The 2x2x2 neighbours as they are concatenated before the merging projection. Two occur twice and two never (110, 011):
 # an old slip that became part of every published weight (MONAI issue 8284).
@@ -78,32 +77,29 @@ class Block(nn.Module):
 
     def forward(self, x: Float[Tensor, "B D H W E"]) -> Float[Tensor, "B D H W E"]:
         """One Transformer block; `shifted` moves its windows by half their side."""
-        if x.device.type == "cpu" and x.numel() > SMALL:
-            return self.by_boxes(x)
+        return self.by_boxes(x) if x.device.type == "cpu" else self.over_grid(x)
+
+    def over_grid(self, x: Float[Tensor, "B D H W E"]) -> Float[Tensor, "B D H W E"]:
+        """All boxes at once, as GPUs like it."""
         x = x + self.attn(self.norm1(x), self.shifted)
         return x + self.mlp(self.norm2(x))
 
     def by_boxes(self, x: Float[Tensor, "B D H W E"]) -> Float[Tensor, "B D H W E"]:
         """The same, a few boxes at a time."""
         b, d, h, w, _ = x.shape
-        boxes = kinds((d, h, w), self.shifted, self.attn.window, x.device)
+        a, p = self.attn, self.mlp
+        boxes = kinds((d, h, w), self.shifted, a.window, x.device)
         volumes = d * h * w * torch.arange(b).view(-1, 1, 1)  # the first row of each volume
         pieces = [
             (rows, i)
             for i, kind in enumerate(boxes)
             for rows in (volumes + kind.rows)
             .flatten(0, 1)
-            .split(max(1, SCORES // (self.attn.heads * kind.pairs.numel())))
+            .split(max(1, SCORES // (a.heads * len(kind.real) * kind.keys)))
         ]
-        table = self.attn.relative_position_bias_table  # enters through the biases
-        parameters = [p for p in self.parameters() if p is not table]
-        biases = [self.attn.bias(kind) for kind in boxes]
-        return boxwise(self.inside, x.flatten(0, 3), pieces, biases, parameters).view_as(x)
-
-    def inside(self, x: Float[Tensor, "m n E"], bias: Float[Tensor, "heads n k"]) -> Float[Tensor, "m n E"]:
-        """The block on m equal boxes of n cells."""
-        x = x + self.attn.over_boxes(self.norm1(x), bias)
-        return x + self.mlp(self.norm2(x))
+        layers = (self.norm1, a.qkv, a.proj, self.norm2, p.linear1, p.linear2)
+        weights = Weights(*(t for layer in layers for t in (layer.weight, layer.bias)))
+        return boxwise(x.flatten(0, 3), boxes, pieces, a.bias(), weights).view_as(x)
 
 
 class Stage(nn.Module):

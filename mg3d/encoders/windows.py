@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 WINDOW = 7  # cells a side, in every model that this package knows
 Size = tuple[int, int, int]
@@ -45,11 +44,33 @@ class Segments:
 
 @dataclass(frozen=True, eq=False)
 class Kind:
-    """Equal boxes of a grid: which cells they hold, and which rows of the bias table belong to their pairs of cells."""
+    """Equal boxes of a grid: which cells they hold, and where in a window these are, in raster order."""
 
     rows: Int[Tensor, "count n"]  # cells of each box, numbered through the grid
-    pairs: Int[Tensor, "n n"]  # for each real cell and each real cell
-    padding: Int[Tensor, "n p"]  # for each real cell and each padded one; p is 0 where nothing is padded
+    real: Int[Tensor, "n"]  # where in their window these cells are
+    padded: Int[Tensor, "p"]  # and where those are that share its window and are no cells of the grid
+
+    @property
+    def keys(self) -> int:
+        """Keys of a box: its cells, and one for all padded ones."""
+        return len(self.real) + bool(len(self.padded))
+
+    def bias(self, window: Float[Tensor, "heads w w"]) -> Float[Tensor, "heads n k"]:
+        """The bias of a box's queries towards its keys, of the bias of each pair of cells of a window."""
+        rows = window.index_select(1, self.real)
+        bias = rows.index_select(2, self.real)
+        if not len(self.padded):
+            return bias
+        return torch.cat([bias, rows.index_select(2, self.padded).logsumexp(2, keepdim=True)], 2)
+
+    def bias_back(
+        self, d_window: Float[Tensor, "heads w w"], window: Float[Tensor, "heads w w"], d: Float[Tensor, "heads n k"]
+    ) -> None:
+        """Add the gradient of `window` where that of `bias` is d."""
+        n, queries = len(self.real), self.real[:, None]
+        d_window[:, queries, self.real] += d[..., :n]
+        if len(self.padded):
+            d_window[:, queries, self.padded] += d[..., n:] * window[:, queries, self.padded].softmax(2)
 
 
 def segments(size: int, window: int, shift: int) -> list[Segments]:
@@ -75,7 +96,7 @@ def segments(size: int, window: int, shift: int) -> list[Segments]:
 def kinds(size: Size, shifted: bool, window: int, device: torch.device) -> tuple[Kind, ...]:
     """Every kind of box that a grid of `size` cells falls into; together they hold each cell once."""
     clipped = [min(n, window) for n in size]  # a window wider than the grid is clipped to it
-    index, found = relative_position_index(window), []
+    found = []
     for axes in product(*(segments(n, window, window // 2 if shifted else 0) for n in size)):
         d, h, w = (a.cells for a in axes)  # each [count, length], to be spread over [counts (3), lengths (3)]
         d, h, w = d[:, None, None, :, None, None], h[None, :, None, None, :, None], w[None, None, :, None, None, :]
@@ -84,7 +105,9 @@ def kinds(size: Size, shifted: bool, window: int, device: torch.device) -> tuple
         for d, h, w in product(*(range(a.place, a.place + a.length + a.padded) for a in axes)):
             inside = all(c < a.place + a.length for c, a in zip((d, h, w), axes, strict=True))
             (real if inside else padding).append((d * clipped[1] + h) * clipped[2] + w)
-        found.append(Kind(rows.to(device), index[real][:, real].to(device), index[real][:, padding].to(device)))
+        found.append(
+            Kind(rows.to(device), *(torch.tensor(c, dtype=torch.long, device=device) for c in (real, padding)))
+        )
     return tuple(found)
 
 
@@ -136,12 +159,9 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def bias(self, kind: Kind) -> Float[Tensor, "heads n k"]:
-        """The bias of a box's queries towards its keys: the real cells, then one for all padded ones, if any."""
-        bias = F.embedding(kind.pairs, self.relative_position_bias_table)
-        if kind.padding.shape[1]:
-            padded = F.embedding(kind.padding, self.relative_position_bias_table).logsumexp(1, keepdim=True)
-            bias = torch.cat([bias, padded], 1)
+    def bias(self) -> Float[Tensor, "heads w w"]:
+        """The bias of each pair of cells of a window."""
+        bias = F.embedding(self.relative_position_index, self.relative_position_bias_table)
         return bias.permute(2, 0, 1)
 
     def split(self, qkv: Float[Tensor, "m n E3"], bias: Float[Tensor, "heads n k"]) -> Float[Tensor, "3 heads m _ c"]:
@@ -156,58 +176,19 @@ class WindowAttention(nn.Module):
         """Softmax(q k^T / sqrt(c) + bias) v within each of m equal boxes."""
         q, k, v = self.split(qkv, bias)
         q = q[:, :, : bias.shape[1]]
-        kernel = _Attend.apply if qkv.device.type == "cpu" else _fused
-        return kernel(q, k, v, bias).permute(1, 2, 0, 3).flatten(2)
-
-    def over_boxes(self, x: Float[Tensor, "m n E"], bias: Float[Tensor, "heads n k"]) -> Float[Tensor, "m n E"]:
-        """Mix the cells of each of m equal boxes."""
-        return self.proj(self.mix(self.qkv(x), bias))
+        return _fused(q, k, v, bias).permute(1, 2, 0, 3).flatten(2)
 
     def forward(self, x: Float[Tensor, "B D H W E"], shifted: bool) -> Float[Tensor, "B D H W E"]:
         """Mix every cell of a grid with those of its (shifted) window."""
         b, d, h, w, e = x.shape
         there, back = order((d, h, w), shifted, self.window, x.device)
         qkv, parts, start = _Permute.apply(self.qkv(x).flatten(1, 3), there, back), [], 0
+        window = self.bias()
         for kind in kinds((d, h, w), shifted, self.window, x.device):
             cells = qkv[:, start : start + kind.rows.numel()].unflatten(1, kind.rows.shape).flatten(0, 1)
-            parts.append(self.mix(cells, self.bias(kind)).view(b, -1, e))
+            parts.append(self.mix(cells, kind.bias(window)).view(b, -1, e))
             start += kind.rows.numel()
         return self.proj(_Permute.apply(torch.cat(parts, 1), back, there).view(b, d, h, w, e))
-
-
-class _Attend(torch.autograd.Function):
-    """Softmax(q k^T / sqrt(c) + bias) v on processors: few passes over the scores, and none but P kept.
-
-    With dP = dO V^T and delta = rowsum(dO * O): dS = P * (dP - delta), dV = P^T dO, dQ = dS K, dK = dS^T Q. Products
-    have the precision of q, k and v; bias, softmax and the sum of the bias's gradient at least float32.
-    """
-
-    @staticmethod
-    @torch.autocast("cpu", enabled=False)
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-        (heads, m), scale = q.shape[:2], q.shape[-1] ** -0.5
-        q, k, v = (t.flatten(0, 1) for t in (q, k, v))
-        if q.dtype == bias.dtype:
-            scores = torch.empty(heads, m, *bias.shape[1:], dtype=q.dtype).copy_(bias[:, None]).flatten(0, 1)
-            scores.baddbmm_(q, k.mT, alpha=scale)
-        else:
-            scores = torch.add(bias[:, None], torch.bmm(q, k.mT).unflatten(0, (heads, m)), alpha=scale).flatten(0, 1)
-        p = scores.softmax(-1).to(q.dtype)
-        out = torch.bmm(p, v)
-        ctx.heads, ctx.scale, ctx.exact = heads, scale, bias.dtype
-        ctx.save_for_backward(q, k, v, p, out)
-        return out.unflatten(0, (heads, m))
-
-    @staticmethod
-    @once_differentiable
-    @torch.autocast("cpu", enabled=False)
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        q, k, v, p, out = ctx.saved_tensors
-        grad = grad.flatten(0, 1)
-        d_s = torch.bmm(grad, v.mT).sub_((grad * out).sum(-1, keepdim=True)).mul_(p)
-        d_q, d_k, d_v = torch.bmm(d_s, k).mul_(ctx.scale), torch.bmm(d_s.mT, q).mul_(ctx.scale), torch.bmm(p.mT, grad)
-        d_s, d_q, d_k, d_v = (t.unflatten(0, (ctx.heads, -1)) for t in (d_s, d_q, d_k, d_v))
-        return d_q, d_k, d_v, d_s.sum(1, dtype=ctx.exact)
 
 
 def _fused(
@@ -216,7 +197,7 @@ def _fused(
     v: Float[Tensor, "heads m k c"],
     bias: Float[Tensor, "heads n k"],
 ) -> Float[Tensor, "heads m n c"]:
-    """The same by PyTorch's fused kernels, which differentiate the bias on GPUs."""
+    """Softmax(q k^T / sqrt(c) + bias) v by PyTorch's fused kernels, which differentiate the bias on GPUs."""
     q, k, v = (t.transpose(0, 1) for t in (q, k, v))
     mask = bias.to(q.dtype).expand(len(q), -1, -1, -1)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(0, 1)
