@@ -124,7 +124,7 @@ def inside(scene: Scene) -> None:
     slope = rng.uniform(0.15, 0.45)
     dependent = rng.uniform(0, 60) * np.exp(-np.clip(CAGE_Y - s.y, 0, None) / 9)
     air = (base + slope * s.y + dependent).astype(np.float32) + np.float32(0.06) * (s.z * np.float32(rng.normal(0, 1)))
-    air = air + np.float32(rng.uniform(4, 26)) * clouds(s, EVERYWHERE, grain_mm=44.0, rng=rng)  # uneven perfusion
+    air = air + np.float32(rng.uniform(4, 18)) * clouds(s, EVERYWHERE, grain_mm=44.0, rng=rng)  # uneven perfusion
     share = s.cover(scene.lung)
     scene.paint(EVERYWHERE, share, air)
     full = share > 0.5

@@ -32,7 +32,7 @@ from mg3d.paths import write_atomic
 
 __all__ = ["load_truth", "make", "organ_masks", "sentence_masks"]
 
-VERSION = 1  # of what a seed gives; raise it when plans, wording or voxels change, so that cohorts are never mixed
+VERSION = 2  # of what a seed gives; raise it when plans, wording or voxels change, so that cohorts are never mixed
 ORIENTATIONS = ("LPS", "RAS", "LAS")  # where the axes x, y, z of a stored volume point to
 FEW = 24  # cases below which it is quicker not to start processes
 LEVEL = 2  # of isal's gzip: as fast as level 1 on these volumes, and 2 % smaller

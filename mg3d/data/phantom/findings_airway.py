@@ -24,7 +24,7 @@ def thin_air(scene: Scene, box: Box, share: np.ndarray, hu: np.ndarray | float) 
 
 
 def emphysema(scene: Scene, finding: Finding, rng: np.random.Generator, shapes: list) -> Painted:
-    """Clustered holes at -970 to -1000 HU in 6 to 40 per cent of a lobe; the paraseptal form lines the pleura."""
+    """Clustered holes at -970 to -1000 HU in 8 to 42 per cent of a lobe; the paraseptal form lines the pleura."""
     s = scene.space
     box = flank(scene, finding.side)
     lung = scene.lung[box]
@@ -38,7 +38,7 @@ def emphysema(scene: Scene, finding: Finding, rng: np.random.Generator, shapes: 
     inside = where > 0
     if not inside.any():
         return box, np.zeros_like(lung)
-    extent = (0.05 + 0.17 * finding.severity) if paraseptal else (0.07 + 0.33 * finding.severity)
+    extent = (0.08 + 0.16 * finding.severity) if paraseptal else (0.12 + 0.30 * finding.severity)
     edge = np.quantile(holes[inside], 1 - extent)
     share = np.clip((holes - edge) / 0.5 + 0.5, 0, 1) * s.cover(np.minimum(where, lung - 1))
     thin_air(scene, box, share, rng.uniform(-1000, -975))
@@ -49,10 +49,10 @@ def mosaic(scene: Scene, finding: Finding, rng: np.random.Generator, shapes: lis
     """A patchwork with sharp borders; the mask holds the dark patches, where air is trapped."""
     s = scene.space
     box = flank(scene, finding.side)
-    field = 7 * clouds(s, box, grain_mm=34.0, rng=rng)
+    field = 6 * clouds(s, box, grain_mm=20.0, rng=rng)
     lung = s.cover(scene.lung[box] - 1)
     dark = s.cover(field) * lung
-    step = 26 + 34 * finding.severity
+    step = 32 + 45 * finding.severity
     thin_air(scene, box, dark, scene.hu[box] - step)
     scene.aerate(box, (lung - dark) * np.float32(step / 850), 40.0)
     return box, dark
@@ -92,9 +92,9 @@ def bronchi(
 
 def bronchiectasis(scene: Scene, finding: Finding, rng: np.random.Generator, shapes: list) -> Painted:
     """Bronchi 1.5 to 2.5 times as wide as their artery, walls kept, out to the periphery."""
-    tree = branches(scene, finding, rng, count=5 + int(9 * finding.severity), levels=(2, 5))
+    tree = branches(scene, finding, rng, count=9 + int(10 * finding.severity), levels=(2, 5))
     wider = rng.uniform(1.5, 1.9 + 0.6 * finding.severity, len(tree.radius))
-    lumen = np.maximum(wider * tree.radius, scene.mm(3.4 + 1.6 * finding.severity))
+    lumen = np.maximum(wider * tree.radius, scene.mm(4.4 + 1.6 * finding.severity))
     wall = np.full(len(lumen), scene.mm(1.5 + 0.5 * finding.severity))
     tubes, shell = bronchi(scene, tree, lumen, wall, hu=40.0)
     return EVERYWHERE, np.minimum(tubes + shell, 1)
@@ -102,9 +102,9 @@ def bronchiectasis(scene: Scene, finding: Finding, rng: np.random.Generator, sha
 
 def peribronchial(scene: Scene, finding: Finding, rng: np.random.Generator, shapes: list) -> Painted:
     """Bronchi of normal calibre in a cuff of 2 to 4 mm; the mask holds the cuff with its lumen."""
-    tree = branches(scene, finding, rng, count=8 + int(8 * finding.severity), levels=(1, 4))
+    tree = branches(scene, finding, rng, count=10 + int(10 * finding.severity), levels=(1, 4))
     lumen = np.clip(0.8 * tree.radius, scene.mm(1.3), scene.mm(2.6))
-    wall = np.full(len(lumen), scene.mm(2.2 + 1.8 * finding.severity))
+    wall = np.full(len(lumen), scene.mm(2.6 + 1.8 * finding.severity))
     tubes, shell = bronchi(scene, tree, lumen, wall, hu=35.0)
     return EVERYWHERE, np.minimum(tubes + shell, 1)
 

@@ -56,7 +56,7 @@ def pericardial_effusion(scene: Scene, finding: Finding, rng: np.random.Generato
 def hernia_room(scene: Scene, finding: Finding, rng: np.random.Generator) -> Shapes:
     """A sac of long axis size_mm behind the heart, just above the diaphragm."""
     half = scene.mm(finding.size_mm) / 2
-    radii = (half, 0.72 * half, 0.85 * half)
+    radii = (half, 0.8 * half, 0.9 * half)
     floor = scene.space.nearest(np.array([0.0, 18, 8]))
     height = -float(scene.dome[floor] - scene.space.z[floor[0], 0, 0])
     centre = np.array([height + 0.75 * half, 20 + 0.15 * half, 8 + rng.normal(0, 3)])
@@ -74,27 +74,27 @@ def hernia(scene: Scene, finding: Finding, rng: np.random.Generator, shapes: Sha
     share = s.cover(f) * free
     scene.paint(box, share, -80.0)
     scene.paint(box, s.cover(f - 0.15 * half) * free, 48.0, organ="stomach")
-    inner = s.cover(f - 0.15 * half - 3.5) * free
+    inner = s.cover(f - 0.15 * half - 2.5) * free
     scene.paint(box, inner, rng.uniform(0, 40))
     y = s.at(box)[1]
-    level = float(np.median(y[np.broadcast_to(f > 0, f.shape).any(0, keepdims=True)])) + rng.uniform(-0.4, 0.25) * half
+    level = float(np.median(y[np.broadcast_to(f > 0, f.shape).any(0, keepdims=True)])) + rng.uniform(0, 0.5) * half
     scene.paint(box, inner * s.cover(level - y), -900.0)
     return box, share
 
 
 def node_room(scene: Scene, finding: Finding, rng: np.random.Generator) -> Shapes:
-    """One to four nodes at a station; the first has the short axis size_mm, the others are a little smaller."""
+    """Three to seven nodes at a station; the first has the short axis size_mm, the others are a little smaller."""
     s = scene.space
     k = 1 if finding.side == "left" else -1
     station = {
         "paratracheal": np.array([52.0, 8, -23]) if k < 0 else np.array([42.0, 6, 30]),
         "subcarinal": np.array([8.0, 20, -2]),
         "hilar": np.array([4.0, 24, 44 * k]),
-        "axillary": np.array([78.0, -4, 108 * k]),
+        "axillary": np.array([76.0, -4, 115 * k]),
     }[finding.place]
     spread = np.array([13.0, 5, 5]) if finding.place != "subcarinal" else np.array([5.0, 3, 9])
     shapes = []
-    for i in range(1 + int(3.5 * finding.severity)):
+    for i in range(3 + int(4 * finding.severity)):
         short = scene.mm(finding.size_mm) / 2 * (1 if i == 0 else rng.uniform(0.65, 0.95))
         radii = (short * rng.uniform(1.2, 1.5), short, short * rng.uniform(1.0, 1.2))
         centre = station + rng.normal(0, 2, 3) + (0 if i == 0 else 1) * rng.normal(0, 1, 3) * spread
@@ -165,10 +165,10 @@ def arterial_plates(scene: Scene, finding: Finding, rng: np.random.Generator, sh
         spoke = np.cos(angle)[:, None] * e1 + np.sin(angle)[:, None] * np.cross(way, e1)
         radius = path[i, 3]
         centre = path[i, :3] + rng.uniform(-length / 2, length / 2, (90, 1)) * way
-        volume = length * arc * radius * scene.mm(2.2) / 90
+        volume = length * arc * radius * scene.mm(2.8) / 90
         points.append((centre + (radius - 0.6) * spoke, np.full(90, volume)))
     share = splat(scene.space, *(np.concatenate(part) for part in zip(*points, strict=True)))
-    scene.paint(EVERYWHERE, share, rng.uniform(800, 1200))
+    scene.paint(EVERYWHERE, share, rng.uniform(1000, 1400))
     return EVERYWHERE, np.minimum(2 * share, 1)  # half a voxel of plate outshines the wall
 
 
@@ -187,5 +187,5 @@ def coronary_specks(scene: Scene, finding: Finding, rng: np.random.Generator, sh
     offset *= (radius[:, None] * rng.random((len(centres), 24)) ** (1 / 3) / np.linalg.norm(offset, axis=2))[..., None]
     volume = np.repeat(4 / 3 * np.pi * radius**3 / 24, 24)
     share = splat(scene.space, (centres[:, None] + offset).reshape(-1, 3), volume)
-    scene.paint(EVERYWHERE, share, rng.uniform(1500, 2400))  # blooming: dense specks look larger than they are
+    scene.paint(EVERYWHERE, share, rng.uniform(2000, 3000))  # blooming: dense specks look larger than they are
     return EVERYWHERE, np.minimum(6 * share, 1)

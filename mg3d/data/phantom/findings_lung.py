@@ -30,7 +30,7 @@ def nodule(scene: Scene, finding: Finding, rng: np.random.Generator, shapes: lis
     lung = s.cover(scene.lung[box] + 1)
     share = s.cover(f) * lung
     if finding.form in ("ground glass", "subsolid"):
-        scene.aerate(box, share * np.float32(rng.uniform(0.42, 0.55)), 40.0)
+        scene.aerate(box, share * np.float32(rng.uniform(0.5, 0.65)), 40.0)
         if finding.form == "subsolid":
             scene.paint(box, s.cover(f - 0.45 * radius) * lung, rng.uniform(0, 40))
     elif finding.form == "calcified":
@@ -100,11 +100,11 @@ def atelectasis(scene: Scene, finding: Finding, rng: np.random.Generator, shapes
     """Linear: one to three plates of collapsed lung. Subsegmental: a wedge from the pleura towards the hilum."""
     s = scene.space
     dense = 35 + 0.3 * max(scene.plan.patient.blood_hu - 40, 0)
-    centre = scene.spot(finding.side, finding.place, rng, deep=(3.0, 20.0), low=True)
+    centre = scene.spot(finding.side, finding.place, rng, deep=(3.0, 20.0), prefer=scene.off_the_domes)
     share = np.zeros(s.shape, np.float32)
     if finding.form == "linear":
-        reach = scene.mm(20 + 18 * finding.severity)
-        half = max(scene.mm(1.4 + 1.6 * finding.severity), 0.25 * s.voxel)
+        reach = scene.mm(24 + 18 * finding.severity)
+        half = max(scene.mm(1.8 + 1.6 * finding.severity), 0.3 * s.voxel)
         normal = np.array([1.0, 0, 0]) + rng.normal(0, 0.4, 3)
         normal /= np.linalg.norm(normal)
         for k in range(1 + int(2.5 * finding.severity)):
@@ -135,21 +135,26 @@ def atelectasis(scene: Scene, finding: Finding, rng: np.random.Generator, shapes
 def fibrosis(scene: Scene, finding: Finding, rng: np.random.Generator, shapes: list) -> Painted:
     """Strands that run from a thickened pleura into the lung, with the scar between them."""
     s = scene.space
-    centre = scene.spot(finding.side, finding.place, rng, deep=(1.0, 7.0))
-    count = 6 + int(9 * finding.severity)
+
+    def score(points: np.ndarray) -> np.ndarray:
+        basal = scene.off_the_domes(points) if finding.place == "base" else 0
+        return scene.off_the_wall(points) + basal
+
+    centre = scene.spot(finding.side, finding.place, rng, deep=(1.0, 7.0), prefer=score)
+    count = 9 + int(10 * finding.severity)
     start = centre + rng.normal(0, 9 + 4 * finding.severity, (count, 3))
     inward = scene.hila[finding.side] - centre
     inward /= np.linalg.norm(inward)
     way = inward + rng.normal(0, 0.45, (count, 3))
-    end = start + way * rng.uniform(14, 24 + 16 * finding.severity, (count, 1))
+    end = start + way * rng.uniform(16, 28 + 16 * finding.severity, (count, 1))
     middle = (start + end) / 2 + rng.normal(0, 2.5, (count, 3))
-    radius = np.tile(scene.mm(1.0) * rng.uniform(1.1, 1.6 + 0.6 * finding.severity, count), 2)
+    radius = np.tile(scene.mm(1.0) * rng.uniform(1.3, 2.0 + 0.6 * finding.severity, count), 2)
     strands = splat(s, *grains(s, np.concatenate([start, middle]), np.concatenate([middle, end]), radius))
-    box = s.around(centre, 24.0)
+    box = s.around(centre, 32.0)
     z, y, x = s.at(box)
-    near = 18 + 6 * finding.severity - np.sqrt((z - centre[0]) ** 2 + (y - centre[1]) ** 2 + (x - centre[2]) ** 2)
+    near = 22 + 8 * finding.severity - np.sqrt((z - centre[0]) ** 2 + (y - centre[1]) ** 2 + (x - centre[2]) ** 2)
     depth = scene.lung[box]
-    cap = s.cover(np.minimum(2.0 + 3 * finding.severity - depth + 1.5 * clouds(s, box, grain_mm=8.0, rng=rng), near))
+    cap = s.cover(np.minimum(4.0 + 5 * finding.severity - depth + 1.5 * clouds(s, box, grain_mm=8.0, rng=rng), near))
     np.maximum(strands[box], 0.8 * cap, out=strands[box])
     strands *= s.cover(scene.lung)
     scene.aerate(EVERYWHERE, strands, 30.0)

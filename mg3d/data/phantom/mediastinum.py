@@ -187,7 +187,7 @@ def trees(scene: Scene) -> None:
     s, patient, rng = scene.space, scene.plan.patient, scene.rng(14)
     targets = {k: leaves(scene, k, LEAVES, rng) for k in ("right", "left")}
     roots = np.stack([scene.hila["right"] + [-4, 3, -4], scene.hila["left"] + [-6, 4, 3]])
-    leaf = rng.uniform(0.85, 1.2)
+    leaf = rng.uniform(0.65, 1.0)
     scene.arteries = grow(roots, np.stack([targets["right"], targets["left"]]), leaf_mm=leaf, rng=rng)
     atrium = np.array([[-4.0, 12, -30], [-4, 14, 34]])
     veins = grow(

@@ -1,5 +1,6 @@
 """The phantom under construction: canvases of HU and organ labels, and fields in which findings find their place."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -89,11 +90,12 @@ class Scene:
         rng: np.random.Generator,
         *,
         deep: tuple[float, float] = (0.0, 1e3),
-        low: bool = False,
+        prefer: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> np.ndarray:
         """A point [3] of the lung, at least deep[0] inside a place and at most deep[1] below the lung's surface.
 
-        Falls back to the point that misses the wish by least. `low` prefers the height of the domes.
+        Falls back to the point that misses the wish by least. Of twenty points that fit as well, the one with the
+        lowest score prefer([n, 3]) -> [n] wins.
         """
         u = rng.random((1500, 3))
         points = np.array([-120.0, -78, 4]) + u * np.array([235.0, 156, 120])
@@ -101,8 +103,14 @@ class Scene:
         lung = self.lung[self.space.nearest(points)]
         inside = np.minimum(lung, self.region(finding_side, place, *points.T))
         miss = np.maximum(deep[0] - inside, 0) * 4 + np.maximum(lung - deep[1], 0)
-        best = np.argsort(miss, kind="stable")[: 7 if low else 1]
-        if low:
-            best = best[miss[best] <= miss[best[0]]]
-            best = best[np.argsort(np.abs(points[best, 0] - self.fissure[0] + 42))]
-        return points[best[0]]
+        best = np.argsort(miss, kind="stable")[: 20 if prefer else 1]
+        best = points[best[miss[best] <= miss[best[0]]]]
+        return best[np.argmin(prefer(best))] if prefer else best[0]
+
+    def off_the_domes(self, points: np.ndarray) -> np.ndarray:
+        """Distance [n] of points [n, 3] from the height of the domes, where a basal finding shows best."""
+        return np.abs(points[:, 0] - self.fissure[0] + 42)
+
+    def off_the_wall(self, points: np.ndarray) -> np.ndarray:
+        """Distance [n] of points [n, 3] from the chest wall: a scar lies under ribs, not at the mediastinum."""
+        return self.cage[self.space.nearest(points)]
