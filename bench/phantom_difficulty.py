@@ -2,9 +2,9 @@
 
     python bench/phantom_difficulty.py --train 1600 --test 400 --epochs 16 --seed 0
 
-The network learns from labels and masks. Both models train on split `train` and are scored on split `test`, whose nuisance ranges (noise, kernel, slices,
-contrast medium, field of view) reach further. Volumes are prepared as for pre-training: centre crop [.88 .66 .88], then
-64 x 48 x 64.
+The network learns from labels and masks. Both models train on split `train` and are scored on split `test`, whose
+nuisance ranges (noise, kernel, slices, contrast medium, field of view) reach further. Volumes are prepared as for
+pre-training: centre crop [.88 .66 .88], then 64 x 48 x 64.
 """
 
 import argparse
