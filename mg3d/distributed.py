@@ -122,8 +122,13 @@ def gather(x: Tensor) -> Tensor:
     if x.dim() > 1:
         longest = torch.tensor([x.shape[1]], device=x.device)
         dist.all_reduce(longest, dist.ReduceOp.MAX)
-        x = F.pad(x, (0, 0) * (x.dim() - 2) + (0, int(longest) - x.shape[1]))
+        x = lengthened(x, int(longest))
     return _Gather.apply(x).to(kind)
+
+
+def lengthened(x: Tensor, length: int) -> Tensor:
+    """x, padded with zeros along dimension 1."""
+    return F.pad(x, (0, 0) * (x.dim() - 2) + (0, length - x.shape[1]))
 
 
 def mean(values: dict[str, float]) -> dict[str, float]:

@@ -5,6 +5,7 @@ optimiser's state and the step's number (batches and random views are functions 
 killed at any moment continues bit for bit: see `Run.restore`.
 """
 
+import functools
 import itertools
 import math
 import time
@@ -18,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from mg3d import distributed
+from mg3d.accumulate import Parts
 from mg3d.metrics import effective_rank
 from mg3d.recipe import Recipe
 from mg3d.runs import Run
@@ -89,9 +91,9 @@ def fit(
     optimiser = torch.optim.AdamW(groups, lr=0.0, fused=device.type == "cuda")
     start = _restore(model, optimiser, run)
     steps, every = recipe.filled.steps, max(1, recipe.filled.steps // VALIDATIONS)
-    wrapped = DistributedDataParallel(model) if distributed.world() > 1 else model
     leader = distributed.rank() == 0
-    batches = train.steps(start * recipe.accumulate, steps * recipe.accumulate)
+    parts = Parts(model, parts=recipe.accumulate, forward=runner(model, recipe, device))
+    read = _reader(train, start, steps, recipe.accumulate)
     line: dict[str, float | int] = {}
     bar = tqdm(
         range(start, steps), initial=start, total=steps, disable=not leader, desc=run.path.name[:24], mininterval=1
@@ -102,10 +104,10 @@ def fit(
         for group in optimiser.param_groups:
             group["lr"] = group["peak"] * factor
         # dropout, where a method has it, draws from the step's own seed: nothing to save, nothing to restore
-        torch.manual_seed((recipe.seed * 1_000_003 + step) * 1_009 + distributed.rank())
-        parts = list(itertools.islice(batches, recipe.accumulate))
-        losses = _backward(wrapped, model, parts, recipe=recipe, device=device, step=step)
-        losses["norm"] = _advance(model, optimiser, recipe.clip, step, parts)
+        seed = (recipe.seed * 1_000_003 + step) * 1_009 + distributed.rank()
+        found = parts.backward(functools.partial(read, step), seed=seed)
+        losses = _mean(found, step)
+        losses["norm"] = _advance(model, optimiser, recipe.clip, step, [i for _, ids in found for i in ids])
         line = {
             "step": step + 1,
             **losses,
@@ -137,44 +139,51 @@ def _restore(model: Trainable, optimiser: torch.optim.Optimizer, run: Run) -> in
     return step
 
 
-def _backward(
-    wrapped: nn.Module, model: Trainable, parts: list[Batch], *, recipe: Recipe, device: torch.device, step: int
-) -> dict[str, float | int]:
-    """Add up the gradients of the parts of one step; returns the named losses, means over parts and processes."""
+def runner(model: Trainable, recipe: Recipe, device: torch.device) -> Callable[[Batch, bool], Losses]:
+    """What runs the model on a part of a step; with several processes, the last part's gradient meets theirs."""
+    wrapped = DistributedDataParallel(model) if distributed.world() > 1 else model
+
+    def forward(batch: Batch, last: bool) -> Losses:
+        quiet = wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not last else nullcontext()
+        with quiet, autocast(recipe, device):
+            return wrapped(batch.to(device))
+
+    return forward
+
+
+def _reader(train: Batches, start: int, steps: int, parts: int) -> Callable[[int, int], Iterator[Batch]]:
+    """What reads a step's parts from the k-th on. Whole steps come from one stream, which reads ahead of the steps."""
+    if parts == 1:
+        stream = train.steps(start, steps)
+        return lambda step, k: itertools.islice(stream, 1)
+    return lambda step, k: train.steps(step * parts + k, (step + 1) * parts)
+
+
+def _mean(found: list[tuple[Losses, tuple[str, ...]]], step: int) -> dict[str, float | int]:
+    """The named losses of a step and their sum, means over parts and processes. Raises Diverged."""
     total: dict[str, Tensor] = {}
-    for number, batch in enumerate(parts):
-        last = number == len(parts) - 1
-        quiet: Callable[[], Any] = nullcontext if last or wrapped is model else wrapped.no_sync  # type: ignore[assignment]
-        with quiet():
-            with autocast(recipe, device):
-                losses: Losses = wrapped(batch.to(device))
-            loss = torch.stack(list(losses.values())).sum() / len(parts)
-            loss.backward()
+    for losses, _ in found:
         for name, value in losses.items():
-            total[name] = total.get(name, torch.zeros((), device=device)) + value.detach() / len(parts)
+            total[name] = total.get(name, 0) + value / len(found)
     values = dict(zip(total, torch.stack(list(total.values())).tolist(), strict=True))
     for name, value in values.items():
         if not math.isfinite(value) or value > EXPLODED:
+            cases = [i for losses, ids in found if not losses.get(name, 0) <= EXPLODED for i in ids]
             raise Diverged(
-                f"step {step + 1}: loss {name} is {value:g} on the cases {_ids(parts)}; lower lr, or look at them"
+                f"step {step + 1}: loss {name} is {value:g} on the cases {', '.join(cases)}; lower lr, or look at them"
             )
     return distributed.mean({**values, "loss": sum(values.values())})
 
 
-def _advance(model: Trainable, optimiser: torch.optim.Optimizer, clip: float, step: int, parts: list[Batch]) -> float:
+def _advance(model: Trainable, optimiser: torch.optim.Optimizer, clip: float, step: int, ids: list[str]) -> float:
     """Clip, step, clear; returns the norm of the gradient before clipping."""
     norm = float(nn.utils.clip_grad_norm_(model.parameters(), clip))
     if not math.isfinite(norm):
-        raise Diverged(f"step {step + 1}: the gradient's norm is {norm} on the cases {_ids(parts)}")
+        raise Diverged(f"step {step + 1}: the gradient's norm is {norm} on the cases {', '.join(ids)}")
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
     model.after_step()
     return norm
-
-
-def _ids(parts: list[Batch]) -> str:
-    """The cases of a step, for an error."""
-    return ", ".join(i for batch in parts for i in batch.ids)
 
 
 @torch.no_grad()

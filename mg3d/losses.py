@@ -22,6 +22,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 SAME, APART = 0.9, 0.6  # the released SSM: sentences above are alike, those up to the second are unlike
+STRIPES = 8  # at least, that SSM cuts its symmetric matrix into: the more, the less of it is computed twice
+STRIPE = 2**22  # entries of one at most
 
 
 Loss = TypeVar("Loss", bound=Callable[..., Tensor])
@@ -131,24 +133,66 @@ def ssm(
     """Eq. 12: the cosines of the sentence-specific visual features H_S, between patients, should be those of the text.
 
     L1 between the two similarity matrices: a mean over the sentence pairs of two patients, then over all pairs of
-    patients. `textual` are the frozen features of each sentence by itself, of any width; `real` marks the sentences
-    that exist. Every pair at once: one (B*S)^2 matrix product a side. With one patient it is 0, with a gradient of 0.
+    patients. `textual` are the frozen features of each sentence by itself, of any width, constants without a gradient;
+    `real` marks the sentences that exist. With one patient it is 0, with a gradient of 0.
 
     `thresholds` is the released form: text cosines from 0.9 up are regressed as they are, those up to 0.6 to 0, the
     middle counts as right.
+
+    Time: two (B*S)^2 matrix products, the gradient included, over the sentences that exist. Memory: a few rows of one.
     """
-    patients, sentences = real.shape
-    a, b = (F.normalize(x, dim=-1).flatten(0, 1) for x in (visual, textual))
-    found, wanted = a @ a.T, b @ b.T
-    if thresholds:
-        same, apart = wanted >= SAME, wanted <= APART
-        found, wanted = found * (same | apart), wanted * same
-    share = real.to(found.dtype) / real.sum(1, keepdim=True).clamp_min(1)  # a patient's sentences weigh 1 together
-    error = (found - wanted).abs().view(patients * sentences, patients, sentences)
-    pairs = torch.einsum("is,isj->ij", share, (error * share).sum(-1).view(patients, sentences, patients))
+    owner = real.nonzero()[:, 0]
+    share = 1 / real.sum(1)[owner].to(visual.dtype)  # a patient's sentences weigh 1 together
     some = real.any(1).sum()
-    others = ~torch.eye(patients, dtype=torch.bool, device=real.device)
-    return (pairs * others).sum() / (some * (some - 1)).clamp_min(1)
+    return _Mismatch.apply(visual[real], textual[real], share, owner, thresholds) / (some * (some - 1)).clamp_min(1)
+
+
+class _Mismatch(torch.autograd.Function):
+    """sum_ij w_i w_j |Sim(x_i, x_j) - Sim(y_i, y_j)| over the rows i, j of different owners, with its gradient for x.
+
+    The matrix is symmetric: rows are taken in stripes that begin at the diagonal, and what lies right of a stripe's
+    square counts twice. A stripe's signs give its share of the gradient at once, so nothing of it is kept: with
+    a = x / |x| it is g_i = 2 w_i sum_j sign_ij w_j a_j for a, and (g - (g.a) a) / |x| for x.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, y: Tensor, w: Tensor, owner: Tensor, thresholds: bool) -> Tensor:
+        n, learns = len(x), ctx.needs_input_grad[0]
+        length = x.norm(dim=-1, keepdim=True).clamp_min(1e-12)  # as in F.normalize
+        a, b = x / length, F.normalize(y, dim=-1)
+        total, grad, weighted = x.new_zeros(()), torch.zeros_like(x), a * w[:, None]
+        height = max(1, min(-(-n // STRIPES), STRIPE // max(n, 1)))
+        for first in range(0, n, height):
+            rows, right = slice(first, first + height), slice(first, n)
+            error = _errors(a[rows], b[rows], a[right], b[right], thresholds)
+            error.masked_fill_(owner[rows, None] == owner[right], 0)
+            square = len(error)
+            each = error.abs() @ torch.cat([w[rows], 2 * w[first + square :]])
+            total += each @ w[rows]
+            if learns:
+                sign = error.sign_()
+                grad[rows].addmm_(sign, weighted[right])
+                grad[first + square :].addmm_(sign[:, square:].T, weighted[rows])
+        if learns:
+            along = torch.einsum("ie,ie->i", grad, a)[:, None]
+            grad.addcmul_(a, along, value=-1).mul_(2 * w[:, None] / length)
+        ctx.save_for_backward(grad)
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = ctx.saved_tensors
+        return upstream * grad, None, None, None, None
+
+
+def _errors(a: Tensor, b: Tensor, a_right: Tensor, b_right: Tensor, thresholds: bool) -> Float[Tensor, "rows right"]:
+    """Cosines of a minus those of b that they should be; 0 where any will do."""
+    wanted = b @ b_right.T
+    if not thresholds:
+        return wanted.addmm_(a, a_right.T, beta=-1)
+    same, apart = wanted >= SAME, wanted <= APART
+    return wanted.mul_(same).addmm_(a, a_right.T, beta=-1).mul_(same | apart)
 
 
 def dfa(

@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -111,15 +112,28 @@ def alone(x: Tensor) -> Tensor:
     return x
 
 
+def now(loss: Callable[..., Tensor], *inputs: Tensor, **options: Any) -> Tensor:
+    """The `once` of a step in one part: the loss itself."""
+    return loss(*inputs, **options)
+
+
 class Trainable(nn.Module, ABC):
     """Anything that the one training loop can fit: an objective or a task.
 
-    `gather` concatenates a tensor [B, ...] over all processes along the batch, with exact gradients; `fit` sets it.
-    Contrastive losses call it, so that they see the global batch; with one process it is the identity.
+    `gather` concatenates a tensor [B, ...] over all processes along the batch, and over all parts of a step that is
+    taken in parts, with exact gradients; `fit` sets it. Losses that compare samples call it, the same number of times
+    for every batch, so that they see the whole batch; with one process and one part it is the identity.
+
+    `once(loss, *gathered, **options)` is `loss(*gathered, **options)`, which `fit` computes once a step and not for
+    each part: for losses that cost much. What it learns must be in its inputs, and those must come from `gather`.
+
+    `only_gathers` is set where nothing but the calls of `gather` matters: terms that gather nothing may be left out.
     """
 
     encoder: nn.Module
     gather: Callable[[Tensor], Tensor] = staticmethod(alone)
+    once: Callable[..., Tensor] = staticmethod(now)
+    only_gathers: bool = False
 
     @abstractmethod
     def forward(self, batch: Batch) -> Losses:

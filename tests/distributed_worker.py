@@ -1,13 +1,19 @@
-"""One rank of a test: `torchrun ... distributed_worker.py <variant> <out>` saves the gradients of a batch of four."""
+"""One rank of a test: `torchrun ... distributed_worker.py <variant> <out> [parts]` saves the gradients of a batch.
+
+Its four samples are cut into the parts of a step, each part into the shares of the ranks.
+"""
 
 import sys
+from collections.abc import Iterator
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 from toy import ToyEncoder
 
 from mg3d import distributed, objectives
+from mg3d.accumulate import Parts
 from mg3d.encoders.text import load_text
+from mg3d.fit import runner
+from mg3d.recipe import Recipe
 from mg3d.text import Tokeniser
 from mg3d.types import Batch
 
@@ -19,7 +25,7 @@ REPORTS = (
 )
 
 
-def main(variant: str, out: str) -> None:
+def main(variant: str, out: str, parts: str = "1") -> None:
     """Gradients of the whole batch, each rank holding its slice of it."""
     torch.set_num_threads(1)
     with distributed.processes():
@@ -36,13 +42,20 @@ def main(variant: str, out: str) -> None:
         )
         model.gather = distributed.gather
         volumes = torch.rand(4, 1, 32, 32, 32, generator=torch.Generator().manual_seed(1))
-        share = slice(rank * 4 // world, (rank + 1) * 4 // world)
-        report = Tokeniser(text.tokenizer, max_words=64)(REPORTS[share])
-        batch = Batch(volumes[share], tuple("abcd"[share]), torch.arange(4)[share] + 7, report)
-        wrapped = DistributedDataParallel(model) if world > 1 else model
-        losses = wrapped(batch)
-        torch.stack(list(losses.values())).sum().backward()
-        values = distributed.mean({k: v.item() for k, v in losses.items()})
+        count = int(parts)
+        size = 4 // (world * count)
+
+        def read(first: int) -> Iterator[Batch]:
+            for part in range(first, count):
+                start = (part * world + rank) * size
+                share = slice(start, start + size)
+                report = Tokeniser(text.tokenizer, max_words=64)(REPORTS[share])
+                yield Batch(volumes[share], tuple("abcd"[share]), torch.arange(4)[share] + 7, report)
+
+        forward = runner(model, Recipe(precision="fp32"), torch.device("cpu"))
+        found = Parts(model, parts=count, forward=forward).backward(read, seed=0)
+        means = {name: sum(terms[name].item() for terms, _ in found) / count for name in found[0][0]}
+        values = distributed.mean(means)
         if rank == 0:
             grads = {n: p.grad for n, p in model.named_parameters()}
             torch.save({"losses": values, "grads": grads}, out)

@@ -1,5 +1,6 @@
-"""Two processes are one process with the double batch: losses and gradients, and the weights after training."""
+"""Two processes are one process with the double batch, also where each takes its share in parts."""
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -19,15 +20,26 @@ def run(processes: int, *arguments: str, timeout: float = 180) -> str:
     return done.stdout
 
 
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    """Losses and gradients of one process that takes the batch whole, by variant."""
+
+    @functools.cache
+    def found(variant: str):
+        out = tmp_path_factory.mktemp("one") / f"{variant}.pt"
+        run(1, "distributed_worker.py", variant, str(out))
+        return torch.load(out, weights_only=True)
+
+    return found
+
+
+@pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("variant", ["paper", "released"])
-def test_two_processes_have_the_gradients_of_one(tmp_path, variant):
-    """Contrastive and inter-patient losses included: padded sentences differ between the ranks on purpose."""
-    found = []
-    for processes in (1, 2):
-        out = tmp_path / f"{processes}.pt"
-        run(processes, "distributed_worker.py", variant, str(out))
-        found.append(torch.load(out, weights_only=True))
-    one, two = found
+def test_two_processes_have_the_gradients_of_one(tmp_path, one_process, variant, parts):
+    """Contrastive and inter-patient losses included: sentences are padded differently in ranks and parts on purpose."""
+    out = tmp_path / "two.pt"
+    run(2, "distributed_worker.py", variant, str(out), str(parts))
+    one, two = one_process(variant), torch.load(out, weights_only=True)
     assert one["losses"].keys() == two["losses"].keys()
     for name, value in one["losses"].items():
         assert two["losses"][name] == pytest.approx(value, rel=1e-5), name

@@ -29,7 +29,8 @@ ARROWS = {  # part of mg3d: parts that it may import
     "data": "text types paths",
     "objectives": "encoders decoders attention losses views metrics types",
     "distributed": "recipe",
-    "fit": "distributed metrics recipe runs types",
+    "accumulate": "distributed types",
+    "fit": "accumulate distributed metrics recipe runs types",
     "train": "objectives encoders data text types fit runs recipe distributed paths",  # where names become objects
     "html": "",
     "batch": "html paths",

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mg3d import losses
 
@@ -186,6 +187,50 @@ def test_ssm_twin_gradient_and_padding(thresholds):
     torch.testing.assert_close(padded, loss, rtol=1e-13, atol=0)
     (grad,) = torch.autograd.grad(loss, visual)
     assert grad[~mask].eq(0).all()
+
+
+@pytest.mark.parametrize("thresholds", [False, True])
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_ssm_in_stripes_of_any_height(monkeypatch, rows, thresholds):
+    """Stripes that cut through a patient, and one for all, against the matrix as a whole by automatic gradients."""
+    counts = [3, 5, 1, 0, 2]
+    visual, textual, mask = rand(5, 6, 4, grad=True), rand(5, 6, 3, seed=1), real(counts, 6)
+    textual[1, 0] = 2 * textual[0, 1]
+    monkeypatch.setattr(losses, "STRIPES", 1)
+    monkeypatch.setattr(losses, "STRIPE", rows * sum(counts))
+    loss = losses.ssm(visual, textual, mask, thresholds=thresholds)
+    found = torch.nn.functional.cosine_similarity(visual[mask][:, None], visual[mask], dim=-1)
+    wanted = torch.nn.functional.cosine_similarity(textual[mask][:, None], textual[mask], dim=-1)
+    each = (found - wanted).abs()
+    if thresholds:
+        each = torch.where(wanted >= 0.9, each, torch.where(wanted <= 0.6, found.abs(), 0))
+    owner = mask.nonzero()[:, 0]
+    weight = torch.tensor([1 / counts[i] for i in owner])
+    each = each * weight * weight[:, None] * (owner != owner[:, None])
+    torch.testing.assert_close(loss, each.sum() / (4 * 3))
+    gradients = (torch.autograd.grad(x, visual)[0] for x in (3 * loss, 3 * each.sum() / 12))
+    torch.testing.assert_close(*gradients)
+
+
+def test_ssm_holds_no_matrix(monkeypatch):
+    """Nothing that it makes is larger than its inputs or than a stripe, and padding makes nothing larger."""
+
+    class Largest(TorchDispatchMode):
+        size = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            self.size = max(self.size, out.numel() if isinstance(out, torch.Tensor) else 0)
+            return out
+
+    monkeypatch.setattr(losses, "STRIPE", 2**10)
+    sizes = []
+    for padding in (0, 20):
+        visual, textual = rand(64, 4 + padding, 2, grad=True), rand(64, 4 + padding, 2, seed=1)
+        with Largest() as largest:
+            losses.ssm(visual, textual, real([4] * 64, 4 + padding)).backward()
+        sizes.append(largest.size)
+    assert sizes == [2**10, 64 * 24 * 2]  # a stripe, and the gradient of the padded features
 
 
 def test_ssm_does_not_know_the_order():

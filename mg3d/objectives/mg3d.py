@@ -108,11 +108,11 @@ class MG3D(Objective):
         """The terms with a weight, weighted, in the order of Eq. 15. Raises ValueError for a batch without reports."""
         c, told = self.config, self._told(batch)
         terms: Losses = {}
-        if c.mim:
+        if c.mim and not self.only_gathers:
             terms["mim"] = self._volume_term(batch, told)
         if c.mlm or c.sfr or c.cml or c.ssm or c.dfa:
             volume = self.from_volume(self.encoder(batch.volume).tokens)
-            if c.mlm or c.sfr:
+            if (c.mlm or c.sfr) and not self.only_gathers:
                 terms |= self._word_terms(batch, told, volume)
             if c.cml or c.ssm or c.dfa:
                 terms |= self._global_terms(told, volume)
@@ -197,7 +197,7 @@ class MG3D(Objective):
         return terms
 
     def _global_terms(self, told: Told, volume: Float[Tensor, "B N E"]) -> Losses:
-        """Eq. 7 to 13: what compares patients, over the batch of all processes."""
+        """Eq. 7 to 13: what compares patients, over the batch of all processes and parts."""
         c, real = self.config, told.report.sentences
         terms: Losses = {}
         f_volume = self.gather(volume.mean(1))
@@ -208,18 +208,20 @@ class MG3D(Objective):
             f_text = self.gather(self.pool_text(told.clues, told.real))
             fused, _ = self.text_fusion(told.clues, volume, x_real=told.real)
             h_text = self.gather(self.pool_fused_text(fused, told.real))
-            terms["cml"] = losses.cml(h_volume, f_volume, h_text, f_text, tau=c.tau, joint=c.cml_form == "joint")
+            features = h_volume, f_volume, h_text, f_text
+            terms["cml"] = self.once(losses.cml, *features, tau=c.tau, joint=c.cml_form == "joint")
         if not (c.ssm or c.dfa):
             return terms
         specific, _ = self._specific(told, volume)
         if c.ssm:
             alone = self.text.sentence_features(told.report)
             visual, textual, exists = (self.gather(x) for x in (specific, alone, real))
-            terms["ssm"] = losses.ssm(visual, textual, exists, thresholds=c.ssm_thresholds)
+            terms["ssm"] = self.once(losses.ssm, visual, textual, exists, thresholds=c.ssm_thresholds)
         if c.dfa:
             whole = self.gather(self.pool_specific(specific, real))
             fused_form = c.dfa_form == "fused"
-            terms["dfa"] = losses.dfa(whole, h_volume if fused_form else f_volume, tau=c.tau, symmetric=fused_form)
+            volumes = h_volume if fused_form else f_volume
+            terms["dfa"] = self.once(losses.dfa, whole, volumes, tau=c.tau, symmetric=fused_form)
         return terms
 
     def _specific(
