@@ -6,6 +6,8 @@ All that a notebook needs, loaded when first used:
     cohort(recipe)      the volumes and reports of a recipe: listed, prepared, audited
     pretrain(recipe)    -> Run; done runs are skipped, half-done ones continue
     load(run)           -> the trained objective
+    attend(run, case)   -> Attention: where each sentence of the report looks in the volume
+    ground(run)         -> rows: those maps against the phantom's truth, with their controls
     find(**fields)      -> the runs that are there
 """
 
@@ -18,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 if TYPE_CHECKING:
+    from mg3d.grounding import ground
+    from mg3d.maps import Attention, attend
     from mg3d.recipe import SCALES, Recipe
     from mg3d.runs import Run, find
     from mg3d.train import cohort, load, pretrain
@@ -30,8 +34,11 @@ _HOMES = {
     "cohort": "train",
     "pretrain": "train",
     "load": "train",
+    "Attention": "maps",
+    "attend": "maps",
+    "ground": "grounding",
 }
-__all__ = ["SCALES", "Recipe", "Run", "cohort", "find", "load", "pretrain"]
+__all__ = ["SCALES", "Attention", "Recipe", "Run", "attend", "cohort", "find", "ground", "load", "pretrain"]
 
 
 def __getattr__(name: str) -> Any:

@@ -98,7 +98,7 @@ def test_near_is_the_euclidean_distance(tolerance):
 def test_a_tolerance_forgives_a_near_miss_and_raises_chance():
     maps, masks = np.zeros((2, *SHAPE), np.float32), np.zeros((2, *SHAPE), bool)
     maps[:, 2, 2, 2], masks[0, 2, 2, 3], masks[1, 2, 2, 4] = 1, True, True
-    found = judge(maps, masks, tolerance_mm=5.0, spacing_mm=(5.0, 5.0, 5.0))
+    found = judge(maps, masks, close=near(masks, tolerance_mm=5.0, spacing_mm=(5.0, 5.0, 5.0)))
     assert found["pointing"].tolist() == [0, 0]
     assert found["pointing_near"].tolist() == [1, 0]
     assert found["share_near"] == pytest.approx([7 / 120, 7 / 120])
@@ -107,11 +107,11 @@ def test_a_tolerance_forgives_a_near_miss_and_raises_chance():
 def test_an_empty_mask_has_no_score_and_an_empty_neighbourhood():
     maps, masks = some(3)
     masks[1] = False
-    found = judge(maps, masks, tolerance_mm=2.0)
+    found = judge(maps, masks, close=near(masks, tolerance_mm=2.0, spacing_mm=(1.0, 1.0, 1.0)))
     for name in ("pointing", "pointing_near", "mass", "lift", "auprc", "share", "share_near"):
         assert np.isnan(found[name]).tolist() == [False, True, False], name
     assert not np.isnan(found["spread"]).any()
-    assert all(values.shape == (0,) for values in judge(maps[:0], masks[:0], tolerance_mm=2.0).values())
+    assert all(values.shape == (0,) for values in judge(maps[:0], masks[:0]).values())
     assert np.isnan(map_auprc(maps[1], masks[1]))
 
 

@@ -5,6 +5,7 @@ maps            pointing game, attention mass, AUPRC of attention maps against m
 classification  AUROC, average precision, accuracy, F1, sensitivity at fixed false positives; calibration
 retrieval       ranks, recall at k, median rank, MRR without an N x N matrix; search in a gallery
 resampling      bootstrap intervals over cases, over seeds and cases; paired tests
+rows            tables of scores: means of groups, differences of pairs
 """
 
 from mg3d.metrics.classification import (
@@ -34,6 +35,7 @@ from mg3d.metrics.resampling import (
     seeds_and_cases,
 )
 from mg3d.metrics.retrieval import Gallery, Ranks, chance, one_of_each, ranks, retrieval
+from mg3d.metrics.rows import contrast, means
 
 __all__ = [
     "Gallery",
@@ -48,6 +50,7 @@ __all__ = [
     "brier",
     "calibration_error",
     "chance",
+    "contrast",
     "effective_rank",
     "f1",
     "grouped_means",
@@ -57,6 +60,7 @@ __all__ = [
     "map_auprc",
     "mask_share",
     "mean_interval",
+    "means",
     "multiclass",
     "multilabel",
     "near",

@@ -96,19 +96,17 @@ def spread(maps: Maps) -> Scores:
     """
     flat, _ = _rows(maps, np.ones(maps.shape, bool))
     total = flat.sum(-1, keepdims=True, dtype=np.float64)
-    if (flat < 0).any() or (total == 0).any():
+    if flat.size and (flat.min() < 0 or (total == 0).any()):
         raise ValueError("a spread needs maps of weights: nothing negative, and not 0 everywhere")
-    p = flat / total
-    entropy = -np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0).sum(-1)
+    weighed = (flat * np.log(np.maximum(flat, np.finfo(np.float32).tiny))).sum(-1, dtype=np.float64)
+    entropy = np.log(total[:, 0]) - weighed / total[:, 0]
     return (np.exp(entropy) / flat.shape[1]).reshape(maps.shape[:-3])
 
 
-def judge(
-    maps: Maps, masks: Masks, *, tolerance_mm: float = 0.0, spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
-) -> dict[str, Scores]:
-    """All measures, each with its chance: pointing, pointing_near (within the tolerance), mass, lift, auprc; share and
-    share_near (chance of pointing_near); spread."""
-    close = near(masks, tolerance_mm=tolerance_mm, spacing_mm=spacing_mm)
+def judge(maps: Maps, masks: Masks, *, close: Masks | None = None) -> dict[str, Scores]:
+    """All measures, each with its chance: pointing, mass, lift, auprc, and share, their chance; pointing_near and
+    share_near, the same for the masks `close` (as `near` widens them; None: the masks); spread."""
+    close = masks if close is None else close
     share, mass = mask_share(masks), attention_mass(maps, masks)
     return {
         "pointing": pointing_game(maps, masks),
