@@ -6,6 +6,8 @@
     L_CML  = L_T->I + L_I->T                                                        (9)   cml
     L_SSM  = 2/(B(B-1)) sum_{i<j} |Sim(F_S^i, F_S^j) - Sim(H_S^i, H_S^j)|_1         (12)  ssm
     L_DFA  = -sum_i log exp(H_S^i.F_I^i/tau) / sum_j exp(H_S^j.F_I^i/tau)           (13)  dfa
+    L_CLIP = the mean of F_I -> F_T and F_T -> F_I, each as in (13)                 ours  clip
+    L_LOCAL = KL(softmax(Sim(F_s, F_t) / tau_text) || softmax(Sim(H_s, E_t) / tau)) ours  local
 
 Sim is the cosine (Eq. 5). Norms are means over their entries, and sums over patients are means, so that the weights of
 Sec. IV-B hold at any volume size, report length and batch size. All is computed in float32 at least, also under
@@ -204,3 +206,32 @@ def dfa(
     """
     forward = info_nce(volume, aggregated, tau=tau)
     return (forward + info_nce(aggregated, volume, tau=tau)) / 2 if symmetric else forward
+
+
+def clip(volume: Float[Tensor, "B E"], text: Float[Tensor, "B E"], *, tau: float) -> Float[Tensor, ""]:
+    """The volume finds its report among the batch's, and the report its volume (Radford et al., CLIP, ICML 2021)."""
+    return (info_nce(volume, text, tau=tau) + info_nce(text, volume, tau=tau)) / 2
+
+
+@in_float32
+def local(
+    visual: Float[Tensor, "B S E"],
+    own: Float[Tensor, "B S E"],
+    textual: Float[Tensor, "B S F"],
+    real: Bool[Tensor, "B S"],
+    *,
+    tau: float,
+    tau_text: float,
+) -> Float[Tensor, ""]:
+    """What the volume shows for a sentence (H_S) should tell that sentence among all of the batch, and the reverse.
+
+    `own` are the sentences in the space of H_S. Sentences that mean the same are no negatives: the target of a row is
+    softmax(cosine / tau_text) of the frozen `textual` features, and the loss the divergence from it, 0 at best. A mean
+    over the sentences of a report, over reports, and over both directions.
+    """
+    owner = real.nonzero()[:, 0]
+    v, t, meaning = (F.normalize(x[real], dim=-1) for x in (visual, own, textual))
+    target, logits = (meaning @ meaning.T / tau_text).log_softmax(-1), v @ t.T / tau
+    share = 1 / (real.sum(1)[owner] * real.any(1).sum())
+    found = (F.kl_div(x.log_softmax(-1), target, reduction="none", log_target=True) for x in (logits, logits.T))
+    return (sum(each.sum(-1) for each in found) * share).sum() / 2

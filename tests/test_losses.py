@@ -258,6 +258,50 @@ def test_ssm_of_zero_vectors_has_a_gradient():
     assert visual.grad.isfinite().all()
 
 
+# Ours
+
+
+def local_twin(visual, own, textual, counts, *, tau, tau_text) -> float:
+    """Sentence by sentence."""
+    places = [(b, s) for b, count in enumerate(counts) for s in range(count)]
+    total = 0.0
+    for b, s in places:
+        meant = [math.exp(cosine(textual[b, s], textual[q]) / tau_text) for q in places]
+        for anchor, others in ((visual[b, s], own), (own[b, s], visual)):
+            shown = [math.exp(cosine(anchor, others[q]) / tau) for q in places]
+            kl = sum(
+                m / sum(meant) * math.log((m / sum(meant)) / (x / sum(shown)))
+                for m, x in zip(meant, shown, strict=True)
+            )
+            total += kl / counts[b] / len(counts) / 2
+    return total
+
+
+def test_local_twin_gradient_and_padding():
+    counts = [3, 1, 2]
+    visual, own, textual = (rand(3, 3, e, seed=k, grad=k < 2) for k, e in enumerate((4, 4, 6)))
+    options = {"tau": 0.2, "tau_text": 0.3}
+    loss = losses.local(visual, own, textual, real(counts, 3), **options)
+    assert loss.item() == pytest.approx(local_twin(visual, own, textual, counts, **options), rel=1e-6)
+    longer = [torch.cat([x, torch.full((3, 2, x.shape[2]), 7.0, dtype=x.dtype)], 1) for x in (visual, own, textual)]
+    assert losses.local(*longer, real(counts, 5), **options).item() == pytest.approx(loss.item(), rel=1e-9)
+    assert torch.autograd.gradcheck(lambda a, b: losses.local(a, b, textual, real(counts, 3), **options), (visual, own))
+
+
+def test_local_has_no_negatives_among_equals():
+    """Two patients with the same finding: the loss is 0 when their sentences look alike, and not when they differ."""
+    textual = torch.eye(3, dtype=DOUBLE)[[0, 0, 1, 2]].view(2, 2, 3)
+    alike = losses.local(textual, textual, textual, real([2, 2], 2), tau=0.1, tau_text=0.1)
+    apart = torch.eye(4, dtype=DOUBLE).view(2, 2, 4)
+    assert alike.item() == pytest.approx(0, abs=1e-12)
+    assert losses.local(apart, apart, textual, real([2, 2], 2), tau=0.1, tau_text=0.1) > 0.3
+
+
+def test_clip_is_the_mean_of_both_directions():
+    a, b = rand(5, 4, seed=1), rand(5, 4, seed=2)
+    assert losses.clip(a, b, tau=0.1).item() == pytest.approx((nce(a, b, 0.1) + nce(b, a, 0.1)) / 2, rel=1e-6)
+
+
 # All
 
 
@@ -272,10 +316,12 @@ def calls(seed: int = 0, dtype: torch.dtype = torch.float32, patients: int = 3):
         "ssm": (lambda x: losses.ssm(x, text, mask), deep),
         "cml": (lambda *x: losses.cml(*x, tau=0.1), flat),
         "dfa": (lambda *x: losses.dfa(*x, tau=0.1), flat[:2]),
+        "clip": (lambda *x: losses.clip(*x, tau=0.1), flat[:2]),
+        "local": (lambda x: losses.local(x, target, text, mask, tau=0.1, tau_text=0.2), deep),
     }
 
 
-@pytest.mark.parametrize("name", ["ssm", "cml", "dfa"])
+@pytest.mark.parametrize("name", ["ssm", "cml", "dfa", "clip"])
 def test_one_patient_compares_with_nobody(name):
     loss, inputs = calls(patients=1)[name]
     value = loss(*inputs)
@@ -284,7 +330,7 @@ def test_one_patient_compares_with_nobody(name):
     assert all(x.grad is not None and x.grad.abs().max() < 1e-6 for x in inputs)
 
 
-@pytest.mark.parametrize("name", ["sfr", "ssm", "cml", "dfa"])
+@pytest.mark.parametrize("name", ["sfr", "ssm", "cml", "dfa", "clip", "local"])
 def test_half_precision_is_raised(name):
     """Under autocast, on bfloat16 features, the loss is that of the same numbers in float32."""
     loss, inputs = calls(dtype=torch.bfloat16)[name]
@@ -296,7 +342,7 @@ def test_half_precision_is_raised(name):
     assert all(x.grad.isfinite().all() for x in inputs)
 
 
-@pytest.mark.parametrize("name", ["sfr", "ssm", "cml", "dfa"])
+@pytest.mark.parametrize("name", ["sfr", "ssm", "cml", "dfa", "clip", "local"])
 def test_scale_of_features_does_not_matter(name):
     loss, inputs = calls(dtype=DOUBLE)[name]
     torch.testing.assert_close(loss(*(100 * x for x in inputs)), loss(*inputs))

@@ -6,7 +6,7 @@ from torch import nn
 
 from mg3d import objectives
 from mg3d.encoders import Encoder, hide
-from mg3d.objectives.mg3d import MG3D, TERMS, VARIANTS, MG3DConfig
+from mg3d.objectives.mg3d import MG3D, OURS, TERMS, VARIANTS, MG3DConfig
 from mg3d.types import Batch, Pyramid, Report
 
 SHAPE = (32, 16, 32)
@@ -102,7 +102,7 @@ def test_every_parameter_learns(variant):
     """A variant computes the terms that weigh something, and leaves nothing that it built without a gradient."""
     model = build(variant, text=ToyText(torch.float64)).double()  # so that rounding does not pass for a gradient
     losses = model(batch(dtype=torch.float64))
-    assert list(losses) == [t for t in TERMS if getattr(model.config, t)]
+    assert list(losses) == [t for t in (*TERMS, *OURS) if getattr(model.config, t)]
     assert all(x.isfinite() and x > 0 for x in losses.values())
     still = [name for name, grad in gradients(model, losses).items() if grad.abs().max() < 1e-13]
     # one key: its weight is 1 whoever asks, all sentences of a patient get one vector, and a pool over equals is a mean
@@ -111,7 +111,7 @@ def test_every_parameter_learns(variant):
     assert set(still) == (idle if variant == "pooled" else set())
 
 
-@pytest.mark.parametrize("variant", ["paper", "released", "word"])
+@pytest.mark.parametrize("variant", ["paper", "released", "word", "plus"])
 def test_parts_give_the_gradient_of_the_whole(variant):
     """Two halves, padded differently, with a gather that joins their features, against one batch of four.
 
@@ -223,6 +223,24 @@ def test_a_term_without_weight_costs_nothing():
     assert whole.text.calls == 1  # the masked words; all else is constant
 
 
+def test_finer_tokens_know_the_coarser_cells_they_lie_in():
+    """A change of the coarsest cells alone reaches every token of the cell, and only those."""
+    model, whole = build("fine"), batch()
+    before, (d, h, w) = model._tokens(whole)
+
+    def bump(_, __, pyramid):
+        coarsest = pyramid.levels[-1].clone()
+        coarsest[:, :, 0, 0, 0] += 1
+        return Pyramid((*pyramid.levels[:-1], coarsest))
+
+    handle = model.encoder.register_forward_hook(bump)
+    after, _ = model._tokens(whole)
+    handle.remove()
+    changed = ((after - before).abs().amax((0, 2)) > 0).unflatten(0, (d, h, w))
+    assert changed[:2, :2, :2].all()
+    assert changed.sum() == 8
+
+
 def test_the_text_encoder_is_no_part_of_the_model():
     model = build()
     assert "text" not in {name.split(".")[0] for name in model.state_dict()}
@@ -233,9 +251,10 @@ def test_the_text_encoder_is_no_part_of_the_model():
 def test_maps(variant):
     model = build(variant)
     maps, grid = model.maps(batch())
-    layers, sentences, tokens = 2, 4, 4 * 2 * 4
+    shape = (4, 2, 4) if model.config.level == -1 else (8, 4, 8)
+    layers, sentences, tokens = 2, 4, shape[0] * shape[1] * shape[2]
     assert maps.shape == (4, layers, 1, sentences, tokens)
-    assert grid == (4, 2, 4)
+    assert grid == shape
     assert not maps.requires_grad
     exists = batch().report.sentences[:, None, None, :, None].expand_as(maps)
     assert maps[exists].min() >= 0
@@ -250,7 +269,7 @@ def test_maps_of_words_are_means_over_sentences():
     whole = batch()
     maps, _ = model.maps(whole)
     told = model._told(whole)
-    _, words = model.volume_fusion(model.from_volume(model.encoder(whole.volume).tokens), told.clues, y_real=told.real)
+    _, words = model.volume_fusion(model._tokens(whole)[0], told.clues, y_real=told.real)
     second = whole.report.sentence[1] == 1
     torch.testing.assert_close(maps[1, :, :, 1], words[1][:, :, second].mean(2))
 
@@ -290,6 +309,8 @@ def test_refusals():
         build()(Batch(batch().volume, ("a",) * 4, torch.arange(4)))
     with pytest.raises(ValueError, match="one token at stride 8"):
         objectives.build("mg3d", encoder=Toy(), text=ToyText(), shape=(8, 8, 8))
+    with pytest.raises(ValueError, match="level=-9, but the encoder has"):
+        build(level=-9)
     with pytest.raises(ValueError, match="did you mean 'mg3d'"):
         objectives.build("mg3b", encoder=Toy(), text=ToyText(), shape=SHAPE)
     with pytest.raises(ValueError, match="variant of mg3d 'no-ssn'"):
@@ -301,7 +322,16 @@ def test_refusals():
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("mim", -1.0), ("ssm", float("nan")), ("mask_ratio", 1.0), ("tau", 0.0), ("layers", 0)]
+    ("field", "value"),
+    [
+        ("mim", -1.0),
+        ("ssm", float("nan")),
+        ("mask_ratio", 1.0),
+        ("tau", 0.0),
+        ("layers", 0),
+        ("level", 0),
+        ("clip", -0.1),
+    ],
 )
 def test_config_refuses(field, value):
     with pytest.raises(ValueError, match=f"{field}="):

@@ -2,6 +2,7 @@
 
     L = mim L_MIM + mlm L_MLM + sfr L_SFR + cml L_CML                       within a patient   (10)
       + ssm L_SSM + dfa L_DFA                                               between patients   (14), (15)
+     (+ clip L_CLIP + local L_LOCAL                                         ours, weight 0 in the paper's reading)
 
 Symbols as in the paper: I volume tokens, T words, S sentences; F_* features of one modality, H_* features that the
 other modality has shaped, a bar for a pooled one. The volume is encoded twice a step, whole and masked; the frozen text
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -21,11 +23,11 @@ from mg3d.attention import AttentionPool, CrossModalAttention, Fusion, Mode, sen
 from mg3d.decoders import ReportDecoder, VoxelDecoder
 from mg3d.encoders import Encoder, voxels
 from mg3d.objectives import Objective, TextEncoder
-from mg3d.objectives.readings import TERMS, VARIANTS, MG3DConfig
+from mg3d.objectives.readings import OURS, TERMS, VARIANTS, MG3DConfig
 from mg3d.types import Batch, Losses, Report
 from mg3d.views import block_mask, mask_words
 
-__all__ = ["MG3D", "TERMS", "VARIANTS", "MG3DConfig"]
+__all__ = ["MG3D", "OURS", "TERMS", "VARIANTS", "MG3DConfig"]
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,17 @@ class MG3D(Objective):
         shape: tuple[int, int, int],
     ):
         super().__init__()
-        stride = encoder.strides[-1]
+        c = self.config = config
+        if c.level < -len(encoder.strides):
+            raise ValueError(f"level={c.level}, but the encoder has {len(encoder.strides)} levels: take a coarser one")
+        stride = encoder.strides[c.level]
         if math.prod(math.ceil(side / stride) for side in shape) < 2:
             raise ValueError(f"shape={shape} is one token at stride {stride}: take larger volumes or a finer encoder")
-        c = self.config = config
         self.encoder = encoder
         object.__setattr__(self, "text", text)  # frozen: neither a submodule nor in the state
-        width = c.width or encoder.widths[-1]
-        self.from_volume = nn.Linear(encoder.widths[-1], width)
+        width = c.width or encoder.widths[c.level]
+        self.from_volume, *coarser = (nn.Linear(w, width) for w in encoder.widths[c.level :])
+        self.from_coarser = nn.ModuleList(coarser)
         self.from_text = nn.Linear(text.width, width)
         self.needs_volume_fusion = bool(c.mim or c.cml or (c.dfa and c.dfa_form == "fused"))
         if self.needs_volume_fusion:
@@ -77,9 +82,11 @@ class MG3D(Objective):
             self.report_decoder = ReportDecoder(width, vocabulary=text.vocabulary)
         if c.sfr:
             self._build_sfr(width)
+        if c.cml or c.clip:
+            self.pool_text = AttentionPool(width, heads=c.self_heads)
         if c.cml:
-            self.pool_text, self.pool_fused_text = (AttentionPool(width, heads=c.self_heads) for _ in range(2))
-        if c.ssm or c.dfa:  # Eq. 11, without a residual: else a sentence could pass as its own visual feature
+            self.pool_fused_text = AttentionPool(width, heads=c.self_heads)
+        if c.ssm or c.dfa or c.local:  # Eq. 11, no residual: else a sentence could pass as its visual feature
             if c.query == "sentence":
                 self.specific = CrossModalAttention(width, mode="classical", heads=c.heads)
             else:
@@ -105,18 +112,19 @@ class MG3D(Objective):
             )
 
     def forward(self, batch: Batch) -> Losses:
-        """The terms with a weight, weighted, in the order of Eq. 15. Raises ValueError for a batch without reports."""
+        """The terms with a weight, weighted, in the order of Eq. 15, then ours; ValueError without reports."""
         c, told = self.config, self._told(batch)
         terms: Losses = {}
         if c.mim and not self.only_gathers:
             terms["mim"] = self._volume_term(batch, told)
-        if c.mlm or c.sfr or c.cml or c.ssm or c.dfa:
-            volume = self.from_volume(self.encoder(batch.volume).tokens)
+        compares = c.cml or c.ssm or c.dfa or c.clip or c.local
+        if c.mlm or c.sfr or compares:
+            volume, _ = self._tokens(batch)
             if (c.mlm or c.sfr) and not self.only_gathers:
                 terms |= self._word_terms(batch, told, volume)
-            if c.cml or c.ssm or c.dfa:
+            if compares:
                 terms |= self._global_terms(told, volume)
-        return {name: getattr(c, name) * terms[name] for name in TERMS if name in terms}
+        return {name: getattr(c, name) * terms[name] for name in (*TERMS, *OURS) if name in terms}
 
     @torch.no_grad()
     def maps(self, batch: Batch) -> tuple[Float[Tensor, "B layers heads S N"], tuple[int, int, int]]:
@@ -129,8 +137,7 @@ class MG3D(Objective):
         volume token.
         """
         c, told = self.config, self._told(batch)
-        seen = self.encoder(batch.volume)
-        volume = self.from_volume(seen.tokens)
+        volume, grid = self._tokens(batch)
         if self.needs_volume_fusion:
             _, maps = self.volume_fusion(volume, told.clues, y_real=told.real)
             if c.mim_attention == "classical":
@@ -139,11 +146,23 @@ class MG3D(Objective):
                 flat = maps.movedim(3, 1).flatten(2)
                 pooled = sentence_mean(flat, told.report.sentence, told.sentences.shape[1])
                 maps = pooled.unflatten(2, (*maps.shape[1:3], -1)).movedim(1, 3)
-        elif (c.ssm or c.dfa) and c.query == "sentence" and c.keys == "tokens":
+        elif (c.ssm or c.dfa or c.local) and c.query == "sentence" and c.keys == "tokens":
             maps = self._specific(told, volume)[1][:, None]
         else:
             raise ValueError("this variant has no attention from text to volume tokens: give mim or cml a weight")
-        return maps.float(), seen.grid
+        return maps.float(), grid
+
+    def _tokens(
+        self, batch: Batch, mask: Bool[Tensor, "B d h w"] | None = None
+    ) -> tuple[Float[Tensor, "B N E"], tuple[int, int, int]]:
+        """F_I at the width of the fusion, and the grid of the N tokens: each cell of a level, and those it lies in."""
+        first, *coarser = self.encoder(batch.volume, mask=mask).levels[self.config.level :]
+        d, h, w = first.shape[2:]
+        x = self.from_volume(first.movedim(1, -1))
+        for layer, cells in zip(self.from_coarser, coarser, strict=True):
+            above = layer(cells.movedim(1, -1)).movedim(-1, 1)
+            x = x + F.interpolate(above, size=(d, h, w), mode="nearest").movedim(1, -1)
+        return x.flatten(1, 3), (d, h, w)
 
     def _told(self, batch: Batch) -> Told:
         """What the unmasked report says, at the width of the fusion."""
@@ -169,9 +188,9 @@ class MG3D(Objective):
         c = self.config
         d, h, w = batch.volume.shape[2:]
         mask = block_mask(batch.seeds, (d, h, w), cube=c.mask_cube, ratio=c.mask_ratio, shared=c.mask_shared)
-        seen = self.encoder(batch.volume, mask=mask)
-        fused, _ = self.volume_fusion(self.from_volume(seen.tokens), told.clues, y_real=told.real)
-        return self.voxel_decoder(fused, grid=seen.grid, size=(d, h, w)), voxels(mask, (d, h, w))
+        volume, grid = self._tokens(batch, mask)
+        fused, _ = self.volume_fusion(volume, told.clues, y_real=told.real)
+        return self.voxel_decoder(fused, grid=grid, size=(d, h, w)), voxels(mask, (d, h, w))
 
     def _volume_term(self, batch: Batch, told: Told) -> Float[Tensor, ""]:
         """Eq. 2."""
@@ -204,19 +223,26 @@ class MG3D(Objective):
         h_volume = f_volume
         if c.cml or (c.dfa and c.dfa_form == "fused"):
             h_volume = self.gather(self.volume_fusion(volume, told.clues, y_real=told.real)[0].mean(1))
-        if c.cml:
+        if c.cml or c.clip:
             f_text = self.gather(self.pool_text(told.clues, told.real))
+        if c.clip:
+            terms["clip"] = self.once(losses.clip, f_volume, f_text, tau=c.tau)
+        if c.cml:
             fused, _ = self.text_fusion(told.clues, volume, x_real=told.real)
             h_text = self.gather(self.pool_fused_text(fused, told.real))
             features = h_volume, f_volume, h_text, f_text
             terms["cml"] = self.once(losses.cml, *features, tau=c.tau, joint=c.cml_form == "joint")
-        if not (c.ssm or c.dfa):
+        if not (c.ssm or c.dfa or c.local):
             return terms
         specific, _ = self._specific(told, volume)
-        if c.ssm:
+        if c.ssm or c.local:
             alone = self.text.sentence_features(told.report)
             visual, textual, exists = (self.gather(x) for x in (specific, alone, real))
+        if c.ssm:
             terms["ssm"] = self.once(losses.ssm, visual, textual, exists, thresholds=c.ssm_thresholds)
+        if c.local:
+            own = self.gather(self.from_text(told.sentences))
+            terms["local"] = self.once(losses.local, visual, own, textual, exists, tau=c.tau, tau_text=c.tau_text)
         if c.dfa:
             whole = self.gather(self.pool_specific(specific, real))
             fused_form = c.dfa_form == "fused"

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from mg3d.attention import Gate, Mode
 
 TERMS = ("mim", "mlm", "sfr", "cml", "ssm", "dfa")
+OURS = ("clip", "local")  # terms of our own, which neither the paper nor its code has
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,12 @@ class MG3DConfig:
     ssm: float = 0.1
     dfa: float = 0.1
 
+    # Ours, off in the paper's reading. "clip": F_I with F_T, the pair that zero-shot scores and retrieval use and no
+    # term of the paper compares. "local": H_S with its own sentence among all of the batch
+    clip: float = 0.0
+    local: float = 0.0
+    tau_text: float = 0.05  # equal sentences are no negatives: targets are a softmax of text cosines / this
+
     # Eq. 1, 3: what asks the volume, who asks whom, how the map is scaled
     guidance: Literal["sentence", "word"] = "sentence"
     mim_attention: Mode = "ours"
@@ -36,7 +43,8 @@ class MG3DConfig:
     layers: int = 2
     heads: int = 1  # of the cross-modal attention: its maps stay one a layer
     self_heads: int = 8  # of self-attention and attention pooling
-    width: int = 0  # of the fusion; 0 = the encoder's last width
+    width: int = 0  # of the fusion; 0 = the encoder's width at `level`
+    level: int = -1  # of the pyramid, whose cells are the tokens; -2 is twice as fine, with the coarser cells added
 
     # Eq. 2: what is hidden, and where the error counts
     mask_cube: int = 16  # voxels a side
@@ -69,15 +77,17 @@ class MG3DConfig:
             value, valid = getattr(self, field.name), get_args(field.type)
             if valid and value not in valid:
                 raise ValueError(f"{field.name}={value!r}; valid: {', '.join(valid)}")
-        for name in TERMS:
+        for name in (*TERMS, *OURS):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)} is a loss weight: take 0 or more")
-        if not any(getattr(self, name) for name in TERMS):
+        if not any(getattr(self, name) for name in (*TERMS, *OURS)):
             raise ValueError(f"every weight is 0: nothing to learn from; give one of {', '.join(TERMS)} a weight")
+        if self.level > -1:
+            raise ValueError(f"level={self.level} counts from the coarsest map: take -1, -2, ...")
         for name in ("mask_ratio", "word_ratio"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is the hidden share: take a number between 0 and 1")
-        for name in ("layers", "heads", "self_heads", "mask_cube", "tau"):
+        for name in ("layers", "heads", "self_heads", "mask_cube", "tau", "tau_text"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: take a number above 0")
 
@@ -116,4 +126,9 @@ VARIANTS = {
     "no-mlm": replace(PAPER, mlm=0.0),
     "no-cml": replace(PAPER, cml=0.0),
     "pooled": replace(PAPER, keys="pooled"),
+    # Ours: tokens twice as fine, and the two terms
+    "fine": replace(PAPER, level=-2),
+    "clip": replace(PAPER, clip=0.1),
+    "local": replace(PAPER, local=0.1),
+    "plus": replace(PAPER, level=-2, clip=0.1, local=0.1),
 }
