@@ -268,6 +268,30 @@ def test_running_means_move_once_a_step():
     assert torch.equal(model.norm.running_mean, twin.norm.running_mean)
 
 
+def test_training_in_parts_is_training(tmp_path, monkeypatch):
+    """Three steps of `fit`: the logged losses and the gradient's norm of the whole batch, and its weights."""
+    monkeypatch.setenv("MG3D_HOME", str(tmp_path))
+
+    class Cut(ToyBatches):
+        def steps(self, start, stop):
+            for number in range(start, stop):
+                whole, own = self.batch(number // 4), slice(number % 4 * 2, number % 4 * 2 + 2)
+                yield Batch(whole.volume[own], whole.ids[own], whole.seeds[own])
+
+    found = []
+    for parts, batches in ((4, Cut(SIZE)), (1, ToyBatches(SIZE))):
+        recipe = Recipe(steps=3, accumulate=parts, lr=1e-3, lr_fusion=1e-3)
+        torch.manual_seed(0)
+        model, run = Pairs(), Run.open(recipe)
+        fit(model, run, recipe=recipe, train=batches)
+        found.append((model, run.metrics.drop(columns="seconds")))
+    (cut_up, lines), (whole, all_lines) = found
+    for name in lines:
+        assert list(lines[name]) == pytest.approx(list(all_lines[name]), rel=1e-4), name
+    for a, b in zip(cut_up.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
 def test_stopped_and_continued_is_bit_equal(tmp_path, monkeypatch):
     """A method that compares, with dropout, in two parts: stopped after step 5, and continued from step 3."""
     monkeypatch.setenv("MG3D_HOME", str(tmp_path))
