@@ -26,6 +26,7 @@ chance, `share_token`, is the share of such cells.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from mg3d.data import corpora
 from mg3d.data.frame import Spec, prepare_mask
 from mg3d.data.phantom.report import Sentence
 from mg3d.data.phantom.truth import Truth, load_truth, organ_masks, sentence_masks
+from mg3d.data.pool import cores
 from mg3d.maps import Attention, attend_all, covered, opened, upsample
 from mg3d.metrics import judge, mask_share, near, pointing_game
 from mg3d.runs import Run
@@ -126,17 +128,18 @@ def score(
     tolerance_mm: float = TOLERANCE_MM,
     seed: int = 0,
 ) -> Iterator[Rows]:
-    """The rows of each case: a sentence, a target and a map each.
+    """The rows of each case: a sentence, a target and a map each. One thread a core; the order is that of the cases.
 
     A row has case, sentence (its number), text, kind, section, label, held_out (worded as never in training), size_ml,
     size, target, map, the measures of `metrics.judge`, pointing_token and share_token; the measures are NaN where the
-    target has no voxel on the prepared grid.
-    Raises ValueError where maps and truth tell of different sentences or grids.
+    target has no voxel on the prepared grid. Raises ValueError where maps and truth tell of different sentences or
+    grids.
     """
     said = [matched(truth(a.case), a) for a in found]
     pool = Pool.of(found, said)
-    for number, (attention, sentences) in enumerate(zip(found, said, strict=True)):
-        rng = np.random.default_rng([seed, number])
+
+    def of_case(number: int) -> Rows:
+        attention, sentences, rng = found[number], said[number], np.random.default_rng([seed, number])
         targets = prepared(truth(attention.case), attention)
         own = {"run": attention.tokens}
         if untrained:
@@ -148,7 +151,10 @@ def score(
         at_findings = _judged(attention, targets.finding, own | borrowed, which=shows, tolerance_mm=tolerance_mm)
         at_organs = _judged(attention, targets.organ, own, which=about, tolerance_mm=0.0)
         parts = {"finding": at_findings, "organ": at_organs}
-        yield [{**facts[i], "target": name, **row} for name, part in parts.items() for i, row in part]
+        return [{**facts[i], "target": name, **row} for name, part in parts.items() for i, row in part]
+
+    with ThreadPoolExecutor(cores()) as threads:  # sorting and adding let the others work
+        yield from threads.map(of_case, range(len(found)))
 
 
 def matched(truth: Truth, attention: Attention) -> tuple[Sentence, ...]:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from mg3d import distributed, paths, train
 from mg3d.data import BadVolume, corpora, store
-from mg3d.data.frame import to_source
+from mg3d.data.frame import taps, to_source
 from mg3d.data.listing import few
 from mg3d.data.prepare import prepare_case
 from mg3d.data.store import Entry
@@ -167,16 +167,19 @@ def upsample(
 ) -> Float[np.ndarray, "S D H W"]:
     """Maps of tokens on the grid of the voxels, float32, each of sum 1.
 
-    Trilinear between the centres of the tokens (align_corners=False). Tokens are `stride` voxels a side, the last ones
-    may reach beyond the volume; None: they share it out evenly.
+    Trilinear between the centres of the tokens (align_corners=False), one matrix an axis, so that the sums are known
+    beforehand. Tokens are `stride` voxels a side, the last ones may reach beyond the volume; None: they share it out
+    evenly. A map without any weight stays 0.
     """
-    if not len(tokens):
-        return np.empty((0, *shape), np.float32)
-    size = shape if stride is None else tuple(n * stride for n in tokens.shape[1:])
-    fine = F.interpolate(torch.from_numpy(tokens)[None].float(), size=size, mode="trilinear", align_corners=False)[0]
-    fine = fine[:, : shape[0], : shape[1], : shape[2]]
-    total = fine.sum((1, 2, 3), keepdim=True, dtype=torch.float64)
-    return (fine / total.clamp_min(torch.finfo(torch.float32).tiny)).float().contiguous().numpy()
+    d, h, w = (
+        taps((np.arange(voxels) + 0.5) * scale - 0.5, scale=scale, size=n)
+        for voxels, n in zip(shape, tokens.shape[1:], strict=True)
+        for scale in (1 / stride if stride else n / voxels,)
+    )
+    total = np.einsum("sdhw,d,h,w->s", tokens, d.sum(0), h.sum(0), w.sum(0))
+    shares = tokens / np.maximum(total, np.finfo(np.float32).tiny).reshape(-1, 1, 1, 1)
+    coarse = np.einsum("Dd,Hh,sdhw->sDHw", d, h, shares, optimize=True).astype(np.float32)
+    return coarse @ w.T.astype(np.float32)
 
 
 def covered(
