@@ -32,9 +32,11 @@ ARROWS = {  # part of mg3d: parts that it may import
     "accumulate": "distributed types",
     "fit": "accumulate distributed metrics recipe runs types",
     "train": "objectives encoders data text types fit runs recipe distributed paths",  # where names become objects
+    "maps": "train data text types runs recipe distributed paths",
+    "grounding": "maps metrics data train runs types",
     "html": "",
     "batch": "html paths",
-    "__init__": "train runs recipe",  # lazily
+    "__init__": "train maps grounding runs recipe",  # lazily
 }
 
 ONLY = {  # package: the only places that may import it

@@ -77,8 +77,9 @@ def test_the_readme_tree_is_true():
     """Every module and notebook is named in the README's tree, and every file named there exists."""
     tree = README.split("## The tree")[1].split("## ")[0]
     named = set(re.findall(r"[\w/]+\.(?:py|ipynb)", tree))
-    there = {p.name for folder in ("mg3d", "widgets", "notebooks", "bench") for p in (ROOT / folder).rglob("*")}
-    there = {n for n in there if n.endswith((".py", ".ipynb"))} - {"__init__.py"}
+    folders = [ROOT / folder for folder in ("mg3d", "widgets", "notebooks", "bench")]
+    files = [p for folder in folders for end in ("*.py", "*.ipynb") for p in folder.rglob(end)]
+    there = {p.name for p in files if p.parent.name != ".ipynb_checkpoints"} - {"__init__.py"}
     assert {Path(n).name for n in named} - {"__init__.py"} == there
 
 
