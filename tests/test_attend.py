@@ -15,6 +15,7 @@ from mg3d.data.phantom.report import Sentence
 from mg3d.grounding import Pool, _borrow, prepared, score, truth_of
 from mg3d.maps import Attention, attend_all, covered, look, opened, stride_of, upsample
 from mg3d.metrics import contrast, means
+from mg3d.objectives.mg3d import VARIANTS
 from mg3d.recipe import Scale
 from mg3d.runs import DamagedRun, Run
 from mg3d.types import Batch, Report
@@ -92,6 +93,15 @@ def test_a_layer_is_chosen_from_either_end(run):
     for wrong in ({"layer": 2}, {"layer": -3}, {"head": 1}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))}=.*: this run has"):
             attend(run, CASES[0], **wrong)
+
+
+def test_maps_follow_the_grid_of_the_objective(run):
+    """A variant whose tokens are cells of a finer level of the pyramid."""
+    name = next(name for name, config in VARIANTS.items() if config.level == -2)
+    finer = attend(Run.open(Recipe(scale="tinier", text="tiny", variant=name)), CASES[0], untrained=True)
+    assert (finer.grid, finer.stride) == ((3, 2, 3), 16)
+    assert finer.maps.shape[1:] == TINY.shape
+    assert np.allclose(finer.maps.sum((1, 2, 3), dtype=float), 1, atol=1e-5)
 
 
 class Fixed:
