@@ -139,6 +139,19 @@ def test_lengths_that_differ_are_refused():
         ranks(queries, gallery[:, :5])
 
 
+def test_search_tells_apart_what_fp16_cannot():
+    """Items around the query, their angles in steps of 1e-4: cosines differ by far less than fp16 resolves."""
+    angle = 1e-4 * np.random.default_rng(0).permutation(3000)
+    features = np.stack([np.cos(angle), np.sin(angle), np.zeros(3000)], 1).astype(np.float32)
+    crowd = np.random.default_rng(1).normal(0, 0.01, (40_000, 3)).astype(np.float32) + EYE[2, :3]
+    gallery = Gallery(np.concatenate([features, crowd]))
+    query = np.array([0, 1, 0], np.float32)  # the widest angle is the nearest
+    places, _ = gallery.search(query, 20)
+    assert places.tolist() == np.argsort(-angle)[:20].tolist()
+    same = Gallery(np.ones((1000, 8), np.float32))  # everything is a candidate
+    assert len(set(same.search(np.ones(8, np.float32), 5)[0].tolist())) == 5
+
+
 def test_search_gives_the_best_in_order():
     queries, features = pairs(500)
     gallery = Gallery(features)
