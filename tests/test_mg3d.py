@@ -284,6 +284,23 @@ def test_maps_without_volume_fusion_are_those_of_equation_11():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+def test_features_of_volume_and_report_do_not_know_each_other(variant):
+    model = build(variant)
+    if not (model.config.cml or model.config.clip):
+        with pytest.raises(ValueError, match="give cml or clip a weight"):
+            model.embed(batch())
+        return
+    whole = batch()
+    volume, text = model.embed(whole)
+    other = batch(TEXTS[::-1])
+    mixed_volume, mixed_text = model.embed(other)
+    assert volume.shape == text.shape
+    assert torch.equal(volume, mixed_volume)
+    torch.testing.assert_close(text, mixed_text.flip(0))
+    assert not torch.allclose(text[0], text[1])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_under_autocast(variant):
     """bfloat16 features, float32 losses near those of full precision."""
     model = build(variant)

@@ -152,6 +152,17 @@ class MG3D(Objective):
             raise ValueError("this variant has no attention from text to volume tokens: give mim or cml a weight")
         return maps.float(), grid
 
+    @torch.no_grad()
+    def embed(self, batch: Batch) -> tuple[Float[Tensor, "B E"], Float[Tensor, "B E"]]:
+        """F_I and F_T, each of its own modality alone: what zero-shot scores and retrieval compare.
+
+        Raises ValueError for a variant that pools no text (neither cml nor clip has a weight).
+        """
+        if not (self.config.cml or self.config.clip):
+            raise ValueError("this variant has no feature of a whole report: give cml or clip a weight")
+        told = self._told(batch)
+        return self._tokens(batch)[0].mean(1).float(), self.pool_text(told.clues, told.real).float()
+
     def _tokens(
         self, batch: Batch, mask: Bool[Tensor, "B d h w"] | None = None
     ) -> tuple[Float[Tensor, "B N E"], tuple[int, int, int]]:
