@@ -25,7 +25,7 @@ from torch import Tensor
 
 SAME, APART = 0.9, 0.6  # the released SSM: sentences above are alike, those up to the second are unlike
 STRIPES = 8  # at least, that SSM cuts its symmetric matrix into: the more, the less of it is computed twice
-STRIPE = 2**22  # entries of one at most
+STRIPE = 2**20  # entries of one at most: 4 MB, which a processor's cache holds
 
 
 Loss = TypeVar("Loss", bound=Callable[..., Tensor])

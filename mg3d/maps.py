@@ -129,8 +129,12 @@ def attend_all(
     from mg3d.data.loader import Loader
 
     found = opened(run)
-    model = _model(found, untrained=untrained)
-    entries = _entries(found.recipe, cases)
+    model = model_of(found, untrained=untrained)
+    if not isinstance(model, Attends):
+        raise ValueError(
+            f"{found.path.name}: method {found.recipe.method!r} reads no sentences, so it has no maps of them"
+        )
+    entries = entries_of(found.recipe, cases)
     text, tokenise = train.words(found.recipe)
     device = distributed.device()
     reports = [entry.case.report for entry in entries]
@@ -221,8 +225,8 @@ def opened(run: Run | Path | str) -> Run:
     return Run(place)
 
 
-def _model(run: Run, *, untrained: bool) -> Any:
-    """The objective of a run, in eval mode; refuses one without maps, and one that is not done."""
+def model_of(run: Run, *, untrained: bool) -> Any:
+    """The objective of a run, in eval mode. DamagedRun for one that is not done."""
     recipe = run.recipe
     if untrained:
         text, _ = train.words(recipe)
@@ -234,12 +238,10 @@ def _model(run: Run, *, untrained: bool) -> Any:
                 "with pretrain(run.recipe), or look at untrained=True"
             )
         model = train.load(run)
-    if not isinstance(model, Attends):
-        raise ValueError(f"{run.path.name}: method {recipe.method!r} reads no sentences, so it has no maps of them")
     return model
 
 
-def _entries(recipe: Recipe, cases: Sequence[Case | str]) -> list[Entry]:
+def entries_of(recipe: Recipe, cases: Sequence[Case | str]) -> list[Entry]:
     """The prepared volumes of cases; those that are none yet are prepared."""
     if any(isinstance(case, str) for case in cases):
         place = train.where(recipe)

@@ -63,7 +63,8 @@ def test_step_runs_and_the_peer_has_our_losses(bench, capsys, monkeypatch):
         "its peak memory, ours fp32",
         "MG-3D step, batch 2, ours bf16",
         "its peak memory, ours bf16",
-        "text of a step",
+        "text of a step, ours fp32",
+        "text of a step, ours bf16",
         "SSM of 64 patients",
         "reading a batch",
     }

@@ -34,9 +34,10 @@ ARROWS = {  # part of mg3d: parts that it may import
     "train": "objectives encoders data text types fit runs recipe distributed paths",  # where names become objects
     "maps": "train data text types runs recipe distributed paths",
     "grounding": "maps metrics data train runs types",
+    "probing": "maps metrics train runs types distributed paths data",
     "html": "",
     "batch": "html paths",
-    "__init__": "train maps grounding runs recipe",  # lazily
+    "__init__": "train maps grounding probing runs recipe",  # lazily
 }
 
 ONLY = {  # package: the only places that may import it

@@ -14,16 +14,17 @@ VOCABULARY = 40
 
 
 class Toy(Encoder):
-    """Two convolutions, strides 4 and 8."""
+    """Three convolutions, strides 2, 4 and 8."""
 
     def __init__(self):
         super().__init__()
-        self.widths, self.strides = (8, 16), (4, 8)
-        self.a, self.b = nn.Conv3d(1, 8, 4, 4), nn.Conv3d(8, 16, 2, 2)
+        self.widths, self.strides = (8, 8, 16), (2, 4, 8)
+        self.a, self.b, self.c = nn.Conv3d(1, 8, 2, 2), nn.Conv3d(8, 8, 2, 2), nn.Conv3d(8, 16, 2, 2)
 
     def forward(self, volume, mask=None):
         fine = self.a(hide(volume, mask)).relu()
-        return Pyramid((fine, self.b(fine).tanh()))
+        middle = self.b(fine).tanh()
+        return Pyramid((fine, middle, self.c(middle).tanh()))
 
 
 class ToyText(nn.Module):
@@ -237,8 +238,8 @@ def test_finer_tokens_know_the_coarser_cells_they_lie_in():
     after, _ = model._tokens(whole)
     handle.remove()
     changed = ((after - before).abs().amax((0, 2)) > 0).unflatten(0, (d, h, w))
-    assert changed[:2, :2, :2].all()
-    assert changed.sum() == 8
+    assert changed[:4, :4, :4].all()
+    assert changed.sum() == 64
 
 
 def test_the_text_encoder_is_no_part_of_the_model():
@@ -251,7 +252,7 @@ def test_the_text_encoder_is_no_part_of_the_model():
 def test_maps(variant):
     model = build(variant)
     maps, grid = model.maps(batch())
-    shape = (4, 2, 4) if model.config.level == -1 else (8, 4, 8)
+    shape = (4, 2, 4) if model.config.level == -1 else (16, 8, 16)
     layers, sentences, tokens = 2, 4, shape[0] * shape[1] * shape[2]
     assert maps.shape == (4, layers, 1, sentences, tokens)
     assert grid == shape

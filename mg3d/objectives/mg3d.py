@@ -67,7 +67,7 @@ class MG3D(Objective):
             raise ValueError(f"shape={shape} is one token at stride {stride}: take larger volumes or a finer encoder")
         self.encoder = encoder
         object.__setattr__(self, "text", text)  # frozen: neither a submodule nor in the state
-        width = c.width or encoder.widths[c.level]
+        width = c.width or encoder.widths[-1]
         self.from_volume, *coarser = (nn.Linear(w, width) for w in encoder.widths[c.level :])
         self.from_coarser = nn.ModuleList(coarser)
         self.from_text = nn.Linear(text.width, width)

@@ -43,7 +43,7 @@ class MG3DConfig:
     layers: int = 2
     heads: int = 1  # of the cross-modal attention: its maps stay one a layer
     self_heads: int = 8  # of self-attention and attention pooling
-    width: int = 0  # of the fusion; 0 = the encoder's width at `level`
+    width: int = 0  # of the fusion; 0 = the encoder's last width
     level: int = -1  # of the pyramid, whose cells are the tokens; -2 is twice as fine, with the coarser cells added
 
     # Eq. 2: what is hidden, and where the error counts
@@ -126,9 +126,9 @@ VARIANTS = {
     "no-mlm": replace(PAPER, mlm=0.0),
     "no-cml": replace(PAPER, cml=0.0),
     "pooled": replace(PAPER, keys="pooled"),
-    # Ours: tokens twice as fine, and the two terms
-    "fine": replace(PAPER, level=-2),
+    # Ours: tokens at a fourth of the stride, since a map can point no finer than its tokens, and the two terms
+    "fine": replace(PAPER, level=-3),
     "clip": replace(PAPER, clip=0.1),
     "local": replace(PAPER, local=0.1),
-    "plus": replace(PAPER, level=-2, clip=0.1, local=0.1),
+    "plus": replace(PAPER, level=-3, clip=0.1, local=0.1),
 }
