@@ -129,21 +129,21 @@ def attend_all(
     from mg3d.data.loader import Loader
 
     found = opened(run)
-    model = model_of(found, untrained=untrained)
-    if not isinstance(model, Attends):
+    model, device = model_of(found, untrained=untrained), distributed.device()
+    if not hasattr(model, "maps"):
         raise ValueError(
             f"{found.path.name}: method {found.recipe.method!r} reads no sentences, so it has no maps of them"
         )
+    strides = model.to(device).encoder.strides
     entries = entries_of(found.recipe, cases)
     text, tokenise = train.words(found.recipe)
-    device = distributed.device()
     reports = [entry.case.report for entry in entries]
     text.fill(reports, tokenise=tokenise, folder=paths.cache() / "text", progress=False, device=device)
     loader = Loader(entries, tokenise=tokenise, batch=batch, seed=0)
     place = iter(entries)
     for some in loader.all():
-        weights, real, grid = look(model.to(device), some.to(device), layer=layer, head=head)
-        stride = stride_of(tuple(some.volume.shape[2:]), grid, model.encoder.strides)
+        weights, real, grid = look(model, some.to(device), layer=layer, head=head)
+        stride = stride_of(tuple(some.volume.shape[2:]), grid, strides)
         for maps, exists, entry in zip(weights.cpu().numpy(), real.cpu().numpy(), place, strict=False):
             yield Attention(entry, read(entry.case.report, tokenise), maps[exists].reshape(-1, *grid), stride)
 

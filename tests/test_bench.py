@@ -182,3 +182,12 @@ def test_one_command_collects_the_lines(tmp_path):
     body = done.stdout.split("| what | goal | measured | met | command |")[1]
     assert "| a | b | 1 | yes | c |" in body
     assert "| bad |  | ended with 3, see above | no |" in body
+
+
+def test_accumulate_runs(bench, capsys):
+    accumulate = bench("accumulate")
+    accumulate.main(["--batch", "32", "--part", "2", "--threads", "1"])
+    printed = capsys.readouterr().out
+    found = cells("\n".join(line for line in printed.splitlines() if "bench" in line))
+    assert len(found) == 3
+    assert found["gradient of 4 patients in parts of 2"][3] == "yes"

@@ -236,7 +236,8 @@ class Block:
 
     def norm(self, x: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
         """LayerNorm 1 or 2, with its moments."""
-        y, mean, rstd = torch.native_layer_norm(x, (self.width,), *self.w[6 * number - 6 : 6 * number - 4], EPS)
+        weight, bias = self.w[6 * number - 6 : 6 * number - 4]
+        y, mean, rstd = torch.native_layer_norm(x, (self.width,), weight, bias, EPS)
         return y.to(self.low), mean, rstd
 
     def norm_back(self, number: int, d: Weights, x: Tensor, moments: Sequence[Tensor], g: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ def scatter(work: Sequence[Callable[[], Result]]) -> list[Result]:
             return [call() for call in work]
     torch.set_num_threads(1)  # for the libraries below torch this holds for all threads
     try:
-        return list(_pool(threads).map(_alone, work))
+        return [call.result() for call in [_pool(threads).submit(_alone, one) for one in work]]
     finally:
         torch.set_num_threads(threads)
 

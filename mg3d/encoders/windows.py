@@ -148,6 +148,8 @@ class WindowAttention(nn.Module):
     window, as in MONAI and therefore in all released weights.
     """
 
+    relative_position_index: Tensor
+
     def __init__(self, width: int, heads: int, window: int = WINDOW) -> None:
         super().__init__()
         self.heads = heads
@@ -155,7 +157,7 @@ class WindowAttention(nn.Module):
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 3, heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
         index = relative_position_index(window).to(torch.get_default_device(), copy=True)
-        self.register_buffer("relative_position_index", index)  # not needed, but part of the format
+        self.register_buffer("relative_position_index", index)  # as in the format
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
