@@ -74,6 +74,14 @@ def machine(threads: int) -> str:
     return f"{names[0] if names else 'CPU'} ({half} bf16), {threads} threads, torch {torch.__version__}, {load}"
 
 
+def phantom_report(number: int) -> list[str]:
+    """The sentences of the report of a phantom case, 15 to 25 of them."""
+    from mg3d.data.phantom.plan import draw
+    from mg3d.data.phantom.report import write
+
+    return [s.text for s in write(draw(number, split="train", seed=0))]
+
+
 def table(lines: Sequence[Line], file: str) -> None:
     """Print lines of the table of goals, each with the command that gives it."""
     marks = {True: "yes", False: "no", None: ""}

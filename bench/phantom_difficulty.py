@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from mg3d.data.phantom.plan import LABELS, draw
 from mg3d.data.phantom.render import render
+from mg3d.metrics import auroc
 
 CROP = (0.88, 0.66, 0.88)
 SHAPE = (64, 48, 64)
@@ -53,13 +54,6 @@ def cohort(split: str, cases: int, seed: int, workers: int) -> tuple[np.ndarray,
     )
     volumes, labels, cells = zip(*rows, strict=True)
     return np.stack(volumes), np.stack(labels), np.stack(cells)
-
-
-def auroc(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve of each label."""
-    from sklearn.metrics import roc_auc_score
-
-    return np.array([roc_auc_score(labels[:, i], scores[:, i]) for i in range(labels.shape[1])])
 
 
 def histogram_scores(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
@@ -206,10 +200,10 @@ def main() -> None:
     args = parser.parse_args()
     volumes, labels, cells = cohort("train", args.train, args.seed, args.workers)
     unseen, truth, _ = cohort("test", args.test, args.seed, args.workers)
-    simple = auroc(truth, histogram_scores(volumes, labels, unseen))
+    simple = auroc(histogram_scores(volumes, labels, unseen), truth)
     print(f"histogram: {simple.mean():.3f}", flush=True)
     net = train_net(windows(volumes), labels, cells, epochs=args.epochs, seed=args.seed) if args.epochs else None
-    deep = auroc(truth, net_scores(net, windows(unseen))) if net else np.full(len(LABELS), np.nan)
+    deep = auroc(net_scores(net, windows(unseen)), truth) if net else np.full(len(LABELS), np.nan)
     print(f"\n{'label':36}{'prevalence':>12}{'histogram':>12}{'CNN':>8}")
     for label, share, a, b in zip(LABELS, truth.mean(0), simple, deep, strict=True):
         print(f"{label:36}{share:12.3f}{a:12.3f}{b:8.3f}")

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import Line, arguments, fresh, in_turns, machine, peak_mb, table
+from measure import Line, arguments, fresh, in_turns, machine, peak_mb, phantom_report, table
 
 from mg3d import encoders, losses, objectives
 from mg3d.data.loader import Loader
@@ -59,11 +59,8 @@ def radbert(layers: int) -> tuple[Any, FrozenText]:
 
 
 def reports(n: int) -> list[str]:
-    """Reports of the phantom cohort: 15 to 25 sentences each."""
-    from mg3d.data.phantom.plan import draw
-    from mg3d.data.phantom.report import write
-
-    return [" ".join(s.text for s in write(draw(i + 1, split="train", seed=0))) for i in range(n)]
+    """Reports of the phantom cohort."""
+    return [" ".join(phantom_report(i + 1)) for i in range(n)]
 
 
 def entries(shape: Sequence[int], n: int, folder: Path) -> list[Entry]:

@@ -2,24 +2,21 @@
 
     python bench/swin.py [--repeats 2] [--threads 2] [--shape 128 96 128]
 
-The order is A B C A B C ...; a line gives median and best seconds, their ratios to MONAI's, and the peak memory of a
-process that does nothing else. Before anything is timed, both get the same weights and ours must give MONAI's numbers.
-Absolute seconds depend on the machine and on its load; the ratios are what the table in the README shows.
+Peak memory is that of a process that makes one step, less what it held before. Before anything is timed, both get the
+same weights and ours must give MONAI's numbers. Absolute seconds depend on the machine and on its load; ratios count.
 """
 
 import argparse
-import resource
-import statistics
-import subprocess
-import sys
-import time
+import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
+from measure import Line, arguments, fresh, in_turns, machine, peak_mb, table
 from torch import Tensor, nn
 
 ROWS = ("ours float32", "ours bfloat16", "MONAI float32")
+GOALS = {"ours float32": 2.5, "ours bfloat16": 4.5}  # times as fast as MONAI
 
 
 class OldMerging(nn.Module):
@@ -73,51 +70,33 @@ def step(row: str, shape: Sequence[int]) -> Callable[[], list[Tensor]]:
     return run
 
 
-def peak_mb(row: str, arguments: argparse.Namespace) -> float:
-    """Peak memory of a fresh process that runs one step of a row, without what the imports take."""
-    command = [sys.executable, __file__, "--only", row, "--threads", str(arguments.threads), "--shape"]
-    return float(
-        subprocess.run([*command, *map(str, arguments.shape)], check=True, capture_output=True, text=True).stdout
-    )
-
-
-def only(row: str, shape: Sequence[int]) -> None:
-    """The child's part of `peak_mb`."""
-    run = step(row, shape)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    run()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
-
-
-def main() -> None:
-    """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--shape", type=int, nargs=3, default=(128, 96, 128), help="multiples of 32")
+def main(words: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = arguments(__doc__, repeats=2, shape=(128, 96, 128))
+    parser.add_argument("--shape", type=int, nargs=3, help="multiples of 32")
     parser.add_argument("--only", choices=ROWS, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    if arguments.only:
-        only(arguments.only, arguments.shape)
+    options = parser.parse_args(words)
+    torch.set_num_threads(options.threads)
+    if options.only:
+        run, before = step(options.only, options.shape), peak_mb()
+        run()
+        print(json.dumps(peak_mb() - before))
         return
-    peaks = {row: peak_mb(row, arguments) for row in ROWS}  # first: a child counts what its parent held at its birth
-    steps = {row: step(row, arguments.shape) for row in ROWS}
+    print(f"shape {tuple(options.shape)}, {machine(options.threads)}", flush=True)
+    shared = ("--threads", options.threads, "--shape", *options.shape)
+    peaks = {row: fresh(__file__, "--only", row, *shared) for row in ROWS}
+    steps = {row: step(row, options.shape) for row in ROWS}
     maps = {row: run() for row, run in steps.items()}  # warms up, too
     for a, b in zip(maps[ROWS[0]], maps[ROWS[2]], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
-    seconds: dict[str, list[float]] = {row: [] for row in ROWS}
-    for _ in range(arguments.repeats):
-        for row, run in steps.items():
-            start = time.perf_counter()
-            run()
-            seconds[row].append(time.perf_counter() - start)
-    print(f"shape {tuple(arguments.shape)}, {arguments.threads} threads, {arguments.repeats} repeats")
-    print(f"{'':15}{'median s':>9}{'ratio':>7}{'best s':>9}{'ratio':>7}{'peak MB':>9}")
-    times = {row: (statistics.median(seconds[row]), min(seconds[row])) for row in ROWS}
-    for row in ROWS:
-        (median, best), (slow, fast) = times[row], times[ROWS[2]]
-        print(f"{row:15}{median:9.2f}{slow / median:7.2f}{best:9.2f}{fast / best:7.2f}{peaks[row]:9.0f}")
+    seconds, peer = in_turns(steps, options.repeats), ROWS[2]
+    size, lines = "x".join(map(str, options.shape)), []
+    for row, goal in GOALS.items():
+        ratio = seconds[peer] / seconds[row]
+        memory = f"{peaks[row]:,.0f} MB, {peaks[peer]:,.0f} MB"
+        shown = f"{ratio:.2f}x ({seconds[row]:.1f} s, {seconds[peer]:.1f} s; {memory})"
+        lines.append(Line(f"Swin-B forward and backward, 1x1x{size}, {row}", f"≥ {goal}x {peer}", shown, ratio >= goal))
+    table(lines, __file__)
 
 
 if __name__ == "__main__":

@@ -126,26 +126,36 @@ def attend_all(
     batch: int = BATCH,
 ) -> Iterator[Attention]:
     """`attend` for many cases, in order, `batch` of them at a time; the model is loaded once. Raises what it raises."""
-    from mg3d.data.loader import Loader
-
     found = opened(run)
-    model, device = model_of(found, untrained=untrained), distributed.device()
+    model, entries, tokenise, batches = shown(found, cases, untrained=untrained, batch=batch)
     if not hasattr(model, "maps"):
         raise ValueError(
             f"{found.path.name}: method {found.recipe.method!r} reads no sentences, so it has no maps of them"
         )
-    strides = model.to(device).encoder.strides
-    entries = entries_of(found.recipe, cases)
-    text, tokenise = train.words(found.recipe)
-    reports = [entry.case.report for entry in entries]
-    text.fill(reports, tokenise=tokenise, folder=paths.cache() / "text", progress=False, device=device)
-    loader = Loader(entries, tokenise=tokenise, batch=batch, seed=0)
     place = iter(entries)
-    for some in loader.all():
-        weights, real, grid = look(model, some.to(device), layer=layer, head=head)
-        stride = stride_of(tuple(some.volume.shape[2:]), grid, strides)
+    for some in batches:
+        weights, real, grid = look(model, some, layer=layer, head=head)
+        stride = stride_of(tuple(some.volume.shape[2:]), grid, model.encoder.strides)
         for maps, exists, entry in zip(weights.cpu().numpy(), real.cpu().numpy(), place, strict=False):
             yield Attention(entry, read(entry.case.report, tokenise), maps[exists].reshape(-1, *grid), stride)
+
+
+def shown(
+    run: Run, cases: Sequence[Case | str], *, untrained: bool, batch: int = BATCH
+) -> tuple[Any, list[Entry], Tokeniser, Iterator[Batch]]:
+    """A run's objective, in eval mode on its device, and cases in batches for it, with what these are made of.
+
+    Raises DamagedRun for a run that is not done, and what a case is refused for.
+    """
+    from mg3d.data.loader import Loader
+
+    text, tokenise = train.words(run.recipe)
+    device = distributed.device()
+    model = _model(run, text, untrained=untrained).to(device)
+    entries = _entries(run.recipe, cases)
+    train.fill(text, tokenise, (entry.case for entry in entries), progress=False)
+    loader = Loader(entries, tokenise=tokenise, batch=batch, seed=0)
+    return model, entries, tokenise, (some.to(device) for some in loader.all())
 
 
 def look(
@@ -225,23 +235,19 @@ def opened(run: Run | Path | str) -> Run:
     return Run(place)
 
 
-def model_of(run: Run, *, untrained: bool) -> Any:
-    """The objective of a run, in eval mode. DamagedRun for one that is not done."""
-    recipe = run.recipe
+def _model(run: Run, text: Any, *, untrained: bool) -> Any:
+    """The objective of a run. DamagedRun for one that is not done."""
     if untrained:
-        text, _ = train.words(recipe)
-        model = train.objective(recipe, text).eval()
-    else:
-        if not run.done:
-            raise DamagedRun(
-                f"{run.path}: the run is at step {run.step} of {recipe.filled.steps} and has no weights yet; finish it "
-                "with pretrain(run.recipe), or look at untrained=True"
-            )
-        model = train.load(run)
-    return model
+        return train.objective(run.recipe, text).eval()
+    if not run.done:
+        raise DamagedRun(
+            f"{run.path}: the run is at step {run.step} of {run.recipe.filled.steps} and has no weights yet; finish it "
+            "with pretrain(run.recipe), or look at untrained=True"
+        )
+    return train.load(run, text=text)
 
 
-def entries_of(recipe: Recipe, cases: Sequence[Case | str]) -> list[Entry]:
+def _entries(recipe: Recipe, cases: Sequence[Case | str]) -> list[Entry]:
     """The prepared volumes of cases; those that are none yet are prepared."""
     if any(isinstance(case, str) for case in cases):
         place = train.where(recipe)
@@ -257,7 +263,7 @@ def entries_of(recipe: Recipe, cases: Sequence[Case | str]) -> list[Entry]:
 def _entry(case: Case, recipe: Recipe) -> Entry:
     if not split(case.report):
         raise ValueError(f"case {case.id} has no report: there is no sentence that could look at its volume")
-    spec, folder = train.spec(recipe), paths.cache() / "volumes" / recipe.size.corpus
+    spec, folder = train.spec(recipe), train.kept(recipe)
     entry = store.find(case, spec, folder) if case.volume.exists() else None
     found = entry or prepare_case(case, spec=spec, folder=folder)
     if not isinstance(found, Entry):

@@ -17,13 +17,12 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from mg3d import distributed, paths, train
-from mg3d.maps import entries_of, model_of, opened
+from mg3d import train
+from mg3d.maps import opened, shown
 from mg3d.metrics import auroc, macro_interval, retrieval
 from mg3d.runs import Run
 from mg3d.types import Case
 
-BATCH = 8  # volumes that are encoded at a time
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of the logistic regression: from strong to weak
 
 Rows = list[dict[str, Any]]
@@ -39,21 +38,12 @@ class Features(NamedTuple):
 
 def features(run: Run | Path | str, cases: Sequence[Case], *, untrained: bool = False) -> Features:
     """Frozen features of a run for cases of its corpus, prepared as for training; raises what `maps.attend` raises."""
-    from mg3d.data.loader import Loader
-
-    found = opened(run)
-    device = distributed.device()
-    model = model_of(found, untrained=untrained).to(device)
-    entries = entries_of(found.recipe, cases)
-    text, tokenise = train.words(found.recipe)
-    reports = [entry.case.report for entry in entries]
-    text.fill(reports, tokenise=tokenise, folder=paths.cache() / "text", progress=False, device=device)
+    model, _, _, batches = shown(opened(run), cases, untrained=untrained)
+    embed = getattr(model, "embed", None)
     rows: list[list[np.ndarray]] = []
     with torch.no_grad():
-        for some in Loader(entries, tokenise=tokenise, batch=BATCH, seed=0).all():
-            batch = some.to(device)
+        for batch in batches:
             pooled = model.encoder(batch.volume).pooled.float()
-            embed = getattr(model, "embed", None)
             both = embed(batch) if embed else (pooled[:, :0], pooled[:, :0])
             rows.append([x.cpu().numpy() for x in (pooled, *both)])
     return Features(*(np.concatenate(parts) for parts in zip(*rows, strict=True)))
@@ -75,7 +65,10 @@ def probe(run: Run | Path | str, *, share: float = 1.0, volumes: int = 0) -> Row
     names, labels = _labels(splits)
     rows: Rows = []
     for encoder in ("pretrained", "untrained"):
-        x = {s: features(found, cases, untrained=encoder == "untrained").pooled for s, cases in splits.items()}
+        everyone = [case for cases in splits.values() for case in cases]
+        pooled = features(found, everyone, untrained=encoder == "untrained").pooled
+        ends = np.cumsum([len(cases) for cases in splits.values()])[:-1]
+        x = dict(zip(splits, np.split(pooled, ends), strict=True))
         scores = linear(x["train"], labels["train"], x["valid"], labels["valid"], x["test"])
         head = {"run": found.path.name, "seed": found.recipe.seed, "encoder": encoder, "share": share}
         for name, value in zip(names, auroc(scores, labels["test"]), strict=True):

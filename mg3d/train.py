@@ -9,7 +9,7 @@ From a shell, with the recipe's fields as words:
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,6 +64,11 @@ def where(recipe: Recipe) -> Path:
     return paths.data() / size.corpus
 
 
+def kept(recipe: Recipe) -> Path:
+    """The folder of the prepared volumes of the recipe's corpus."""
+    return paths.cache() / "volumes" / recipe.size.corpus
+
+
 def choose(cases: Sequence[Case], *, volumes: int) -> list[Case]:
     """The first `volumes` cases (0: all) in an order that hashes the patient, so that scales are nested.
 
@@ -100,8 +105,7 @@ def cohort(recipe: Recipe, *, progress: bool = True) -> Cohort:
             for c in choose([c for c in listing.cases if c.split == split], volumes=n)
         ]
         listing = replace(listing, cases=chosen)
-        where_to = paths.cache() / "volumes" / size.corpus
-        prepared = prepare(listing, spec=spec(recipe), folder=where_to, progress=progress)
+        prepared = prepare(listing, spec=spec(recipe), folder=kept(recipe), progress=progress)
     return Cohort(recipe, listing, prepared)
 
 
@@ -112,6 +116,13 @@ def words(recipe: Recipe) -> "tuple[FrozenText, Tokeniser]":
 
     text = load_text(recipe.text)
     return text, Tokeniser(text.tokenizer, max_words=recipe.max_words)
+
+
+def fill(text: "FrozenText", tokenise: "Tokeniser", cases: Iterable[Case], *, progress: bool = True) -> None:
+    """Let the text encoder keep its features of the unmasked reports of some cases."""
+    reports = [case.report for case in cases]
+    folder, device = paths.cache() / "text", distributed.device()
+    text.fill(reports, tokenise=tokenise, folder=folder, progress=progress, device=device)
 
 
 def objective(recipe: Recipe, text: "FrozenText") -> "Objective":
@@ -168,8 +179,7 @@ def _pretrain(found: Cohort, run: Run) -> None:
     if not entries["train"]:
         raise ValueError(f"{where(recipe)}: no volume of the split 'train' is left to train on; see {prepared.folder}")
     with distributed.first():
-        reports = [e.case.report for split in entries.values() for e in split]
-        text.fill(reports, tokenise=tokenise, folder=paths.cache() / "text", device=distributed.device())
+        fill(text, tokenise, (e.case for split in entries.values() for e in split))
     share = recipe.filled.batch // (world * recipe.accumulate)
     train = Loader(entries["train"], tokenise=tokenise, batch=share, seed=recipe.seed, rank=rank, world=world)
     valid = Loader(entries["valid"], tokenise=tokenise, batch=share, seed=0) if entries["valid"] else None
@@ -180,11 +190,13 @@ def _pretrain(found: Cohort, run: Run) -> None:
         run.finish(weights, {"steps": recipe.filled.steps, "last": last, "volumes": len(entries["train"])})
 
 
-def load(run: Run) -> "Objective":
-    """The trained objective of a finished run, in eval mode, loaded strictly. DamagedRun when it has no weights."""
+def load(run: Run, *, text: "FrozenText | None" = None) -> "Objective":
+    """The trained objective of a finished run, in eval mode, loaded strictly. DamagedRun when it has no weights.
+
+    `text` is the recipe's text encoder, where it is there already.
+    """
     recipe = run.recipe
-    text, _ = words(recipe)
-    model = objective(recipe, text)
+    model = objective(recipe, text or words(recipe)[0])
     model.load_state_dict(run.weights("model"))
     return model.eval()
 

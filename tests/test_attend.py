@@ -6,9 +6,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from trained import trained
 
 import mg3d
-from mg3d import SCALES, Recipe, attend, ground, pretrain
+from mg3d import Recipe, attend, ground
 from mg3d.data import BadVolume
 from mg3d.data.phantom import load_truth
 from mg3d.data.phantom.report import Sentence
@@ -27,10 +28,8 @@ MAPS = ("run", "untrained", "permuted", "stranger", "same finding", "ceiling", "
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MG3D_HOME", str(tmp_path_factory.mktemp("home")))
-        patch.setitem(SCALES, "tinier", TINY)
-        yield pretrain(Recipe(scale="tinier", text="tiny"))
+    with trained(tmp_path_factory.mktemp("home"), TINY) as run:
+        yield run
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +208,7 @@ def test_a_run_without_weights_says_what_to_do(run):
 
 
 def test_a_method_that_reads_no_sentences_has_no_maps(run, monkeypatch):
-    monkeypatch.setattr("mg3d.train.load", lambda run: torch.nn.Identity())
+    monkeypatch.setattr("mg3d.train.load", lambda run, **_: torch.nn.Identity())
     with pytest.raises(ValueError, match="method 'mg3d' reads no sentences"):
         attend(run, CASES[0])
 

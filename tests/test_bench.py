@@ -184,6 +184,16 @@ def test_one_command_collects_the_lines(tmp_path):
     assert "| bad |  | ended with 3, see above | no |" in body
 
 
+def test_swin_runs(bench, capsys, monkeypatch):
+    swin = bench("swin")
+    swin.main(["--shape", "32", "32", "32", "--repeats", "1", "--threads", "1"])
+    found = cells("\n".join(line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")))
+    assert len(found) == len(swin.GOALS)
+    monkeypatch.setattr(swin, "step", lambda row, shape: lambda: [torch.full((1,), float(row.startswith("ours")))])
+    with pytest.raises(AssertionError):
+        swin.main(["--shape", "32", "32", "32", "--repeats", "1", "--threads", "1"])
+
+
 def test_accumulate_runs(bench, capsys, monkeypatch):
     accumulate = bench("accumulate")
     monkeypatch.setattr(accumulate, "fresh", import_module("measure").fresh)  # a peak is a process's own

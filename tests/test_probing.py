@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from trained import trained
 
-from mg3d import SCALES, Recipe, pretrain
 from mg3d.probing import _groups, features, linear, probe, retrieve
 from mg3d.recipe import Scale
 from mg3d.train import choose, cohort
@@ -14,10 +14,8 @@ TINY = Scale("phantom", 40, 12, 1, 2, (48, 32, 48), shrink=16, lr=1e-3, lr_fusio
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MG3D_HOME", str(tmp_path_factory.mktemp("home")))
-        patch.setitem(SCALES, "tinier", TINY)
-        yield pretrain(Recipe(scale="tinier", text="tiny", variant="clip"))
+    with trained(tmp_path_factory.mktemp("home"), TINY, variant="clip") as run:
+        yield run
 
 
 def test_a_probe_finds_what_is_there_and_nothing_where_there_is_nothing():

@@ -6,9 +6,9 @@ whole block while it is in the cache, in buffers that are used again; what the b
 once more, but for the attention's output O and the logarithm of its denominator.
 
 Attention in base two: a processor's exp2 is three times as fast as its exp. With Q = log2(e) q / sqrt(c) and B the bias
-times log2(e), and every "..., 1" a column that lets the matrix product add what would be a pass over the scores:
+times log2(e); every "..., 1" is a column that lets the matrix product add what would be a pass over the scores:
 
-    forward    S = Q K^T + B      [O', z] = exp2(S) [V, 1]      O = O' / z      l = log2 z
+    forward    S = Q K^T + B      z = rowsum(exp2(S))      O = exp2(S) V / z      l = log2 z
     backward   P = exp2([Q, -l] [K, 1]^T + B)                     dS = P * ([dO, -rowsum(dO * O)] [V, 1]^T)
                dV = P^T dO        dQ = dS K                       dK = dS^T Q            dB = sum over boxes of dS
 
@@ -86,8 +86,8 @@ class _Boxwise(torch.autograd.Function):
         block = Block(kinds, low or window.dtype, window, Weights(*weights))
         out, mixed = torch.empty_like(x), torch.empty(x.shape, dtype=block.low)
         log_z = torch.empty(len(x), len(window), dtype=block.exact)
-        scatter([partial(block.forward, x, out, mixed, log_z, group) for group in _groups(pieces)])
-        ctx.kinds, ctx.pieces, ctx.low = kinds, pieces, low
+        ctx.kinds, ctx.groups, ctx.low = kinds, _groups(pieces), low
+        scatter([partial(block.forward, x, out, mixed, log_z, group) for group in ctx.groups])
         ctx.save_for_backward(x, mixed, log_z, window, *weights)
         return out
 
@@ -98,7 +98,7 @@ class _Boxwise(torch.autograd.Function):
         x, mixed, log_z, window, *weights = ctx.saved_tensors
         block = Block(ctx.kinds, ctx.low or window.dtype, window, Weights(*weights))
         d_x, grad = torch.empty_like(x), grad.contiguous()
-        work = [partial(block.backward, x, grad, mixed, log_z, d_x, group) for group in _groups(ctx.pieces)]
+        work = [partial(block.backward, x, grad, mixed, log_z, d_x, group) for group in ctx.groups]
         d_window, d_weights = torch.zeros_like(window), [torch.zeros_like(w) for w in weights]
         for d_biases, parts in scatter(work):
             for kind, d_bias in d_biases.items():
@@ -125,12 +125,12 @@ class Block:
         for rows, kind in group:
             flat = rows.flatten()
             part = x.index_select(0, flat).to(self.exact)
-            q, k, v = self.split(self.linear("qkv", self.norm(part, 1)[0]), rows.shape, kind)
+            q, k, v = self.split(self.linear("qkv", self.norm("norm1", part)[0]), rows.shape, kind)
             o, z = self.attend(q, k, v, kind)
             mixed.index_copy_(0, flat, o)
             log_z.index_copy_(0, flat, z)
             part += self.linear("proj", o)
-            hidden = self.linear("linear1", self.norm(part, 2)[0])
+            hidden = self.linear("linear1", self.norm("norm2", part)[0])
             part += self.linear("linear2", F.gelu(hidden))
             out.index_copy_(0, flat, part.to(out.dtype))
 
@@ -144,7 +144,7 @@ class Block:
             flat = rows.flatten()
             part, g, o = (t.index_select(0, flat) for t in (x, grad, mixed))
             part, g = part.to(self.exact), g.to(self.exact)
-            y, *moments = self.norm(part, 1)
+            y, *moments = self.norm("norm1", part)
             middle = part + self.linear("proj", o)
             g += self.perceptron_back(d, middle, g)
             d_o = self.linear_back("proj", d, o, g)
@@ -153,17 +153,17 @@ class Block:
             d_qkv, d_s = self.attend_back(y, d_o, o, log_z.index_select(0, flat), rows.shape, kind, d)
             for one in d_s.unbind(1):  # no pass but this over dS: twice as fast as its sum, four times in bf16
                 d_biases[kind] += one
-            g += self.norm_back(1, d, part, moments, self.linear_back("qkv", d, y, d_qkv))
+            g += self.norm_back("norm1", d, part, moments, self.linear_back("qkv", d, y, d_qkv))
             d_x.index_copy_(0, flat, g.to(d_x.dtype))
         return d_biases, d
 
     def perceptron_back(self, d: Weights, middle: Tensor, g: Tensor) -> Tensor:
         """The gradient that passes through the second half of the block."""
-        y, *moments = self.norm(middle, 2)
+        y, *moments = self.norm("norm2", middle)
         hidden = self.linear("linear1", y)
         d_hidden = self.linear_back("linear2", d, F.gelu(hidden), g)
         d_hidden = torch.ops.aten.gelu_backward(d_hidden, hidden)
-        return self.norm_back(2, d, middle, moments, self.linear_back("linear1", d, y, d_hidden))
+        return self.norm_back("norm2", d, middle, moments, self.linear_back("linear1", d, y, d_hidden))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, kind: int) -> tuple[Tensor, Tensor]:
         """The output O [r, E] of attention, and log2 of its denominator, [r, heads]."""
@@ -234,20 +234,20 @@ class Block:
         """t in the precision of the products."""
         return t if self.low == self.exact else self.buffer(f"low {name}", *t.shape, dtype=self.low).copy_(t)
 
-    def norm(self, x: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
-        """LayerNorm 1 or 2, with its moments."""
-        weight, bias = self.w[6 * number - 6 : 6 * number - 4]
+    def norm(self, name: str, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A LayerNorm, with its moments."""
+        weight, bias = getattr(self.w, name), getattr(self.w, f"{name}_bias")
         y, mean, rstd = torch.native_layer_norm(x, (self.width,), weight, bias, EPS)
         return y.to(self.low), mean, rstd
 
-    def norm_back(self, number: int, d: Weights, x: Tensor, moments: Sequence[Tensor], g: Tensor) -> Tensor:
-        """The gradient of x; adds those of the norm's weights to `d`."""
-        weights = self.w[6 * number - 6 : 6 * number - 4]
-        d_x, *d_weights = torch.ops.aten.native_layer_norm_backward(
-            g.to(self.exact), x, (self.width,), *moments, *weights, (True, True, True)
+    def norm_back(self, name: str, d: Weights, x: Tensor, moments: Sequence[Tensor], g: Tensor) -> Tensor:
+        """The gradient of x; adds those of weight and bias to `d`."""
+        weight, bias = getattr(self.w, name), getattr(self.w, f"{name}_bias")
+        d_x, d_weight, d_bias = torch.ops.aten.native_layer_norm_backward(
+            g.to(self.exact), x, (self.width,), *moments, weight, bias, (True, True, True)
         )
-        for total, part in zip(d[6 * number - 6 : 6 * number - 4], d_weights, strict=True):
-            total.add_(part)
+        getattr(d, name).add_(d_weight)
+        getattr(d, f"{name}_bias").add_(d_bias)
         return d_x
 
     def linear(self, name: str, x: Tensor) -> Tensor:

@@ -87,10 +87,7 @@ def grouped_means(
     number = {name: i for i, name in enumerate(names)}
     group = np.array([number[g] for g in groups])
     fine = ~np.isnan(values)
-    cell = case[fine] * len(names) + group[fine]
-    size = count * len(names)
-    sums = np.bincount(cell, weights=values[fine], minlength=size).reshape(count, -1)  # of a case and a group
-    counts = np.bincount(cell, minlength=size).reshape(count, -1).astype(np.float64)
+    sums, counts = _table(values[fine], case[fine], group[fine], shape=(count, len(names)))
 
     def mean(weights: np.ndarray) -> np.ndarray:
         with np.errstate(invalid="ignore", divide="ignore"):  # a group that is in no drawn case
@@ -165,9 +162,7 @@ def seeds_and_cases(
     fine = ~np.isnan(values)
     if not fine.any():
         raise ValueError(f"all {len(values)} values are NaN: there is nothing to average")
-    cell = run[fine] * count + case[fine]
-    sums = np.bincount(cell, weights=values[fine], minlength=runs * count).reshape(runs, count)
-    counts = np.bincount(cell, minlength=runs * count).reshape(runs, count).astype(np.float64)
+    sums, counts = _table(values[fine], run[fine], case[fine], shape=(runs, count))
     rng, drawn = np.random.default_rng(seed), []
     for block in _blocks(resamples, count):
         of_runs = rng.multinomial(runs, np.full(runs, 1 / runs), size=block).astype(np.float64)
@@ -198,6 +193,15 @@ def _numbered(names: Names, samples: int) -> tuple[np.ndarray, int]:
     if not len(case):
         raise ValueError("there is no sample: nothing to resample")
     return case, int(case.max()) + 1
+
+
+def _table(
+    values: np.ndarray, row: np.ndarray, column: np.ndarray, *, shape: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The sum and the number of the values that fall into each cell of a table of `shape`."""
+    cell, size = row * shape[1] + column, shape[0] * shape[1]
+    sums = np.bincount(cell, weights=values, minlength=size).reshape(shape)
+    return sums, np.bincount(cell, minlength=size).reshape(shape).astype(np.float64)
 
 
 def _blocks(resamples: int, count: int) -> list[int]:
