@@ -6,11 +6,13 @@ batch, so each rank computes the same global loss. There the gradient of a rank'
 copies of the loss, and DDP's mean over ranks brings it back to the gradient of one process with the whole batch.
 """
 
+import gc
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 # rank 0 prepares a corpus while the others wait: hours for 50,000 volumes
 PATIENCE = timedelta(hours=12)
+LAST_TENSORS = 0.2  # seconds
 
 
 def rank() -> int:
@@ -66,6 +69,10 @@ def processes() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+        # gloo's threads want the interpreter's lock to let go of the last tensors; if it shuts down before they had
+        # it, the process aborts ("terminate called without an active exception", pytorch issue 190489)
+        gc.collect()
+        time.sleep(LAST_TENSORS)
 
 
 @contextmanager
