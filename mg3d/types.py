@@ -36,6 +36,7 @@ class Case:
     labels: Mapping[str, int] = field(default_factory=dict)
     rescale: tuple[float, float] | None = None  # slope and intercept that a metadata table states, if one does
     truth: Path | None = None  # the phantom's ground truth (JSON), else None
+    mask: Path | None = None  # a NIfTI file of whole numbers on the volume's grid: what is to be segmented
 
 
 @dataclass(frozen=True)
