@@ -5,6 +5,7 @@ maps            pointing game, attention mass, AUPRC of attention maps against m
 classification  AUROC, average precision, accuracy, F1, sensitivity at fixed false positives; calibration
 retrieval       ranks, recall at k, median rank, MRR without an N x N matrix; search in a gallery
 resampling      bootstrap intervals over cases, over seeds and cases; paired tests
+text            BLEU, ROUGE-L, METEOR of reports
 rows            tables of scores: means of groups, differences of pairs
 """
 
@@ -36,6 +37,7 @@ from mg3d.metrics.resampling import (
 )
 from mg3d.metrics.retrieval import Gallery, Ranks, chance, one_of_each, ranks, retrieval
 from mg3d.metrics.rows import contrast, means
+from mg3d.metrics.text import bleu, bleu_interval, meteor_exact, report_scores, rouge_l
 
 __all__ = [
     "Gallery",
@@ -46,6 +48,8 @@ __all__ = [
     "attention_mass",
     "auroc",
     "average_precision",
+    "bleu",
+    "bleu_interval",
     "bootstrap",
     "brier",
     "calibration_error",
@@ -61,6 +65,7 @@ __all__ = [
     "mask_share",
     "mean_interval",
     "means",
+    "meteor_exact",
     "multiclass",
     "multilabel",
     "near",
@@ -70,7 +75,9 @@ __all__ = [
     "paired_test",
     "pointing_game",
     "ranks",
+    "report_scores",
     "retrieval",
+    "rouge_l",
     "seeds_and_cases",
     "sensitivity_at",
     "spread",
