@@ -3,6 +3,7 @@
 features        effective rank
 maps            pointing game, attention mass, AUPRC of attention maps against masks, with their chance
 classification  AUROC, average precision, accuracy, F1, sensitivity at fixed false positives; calibration
+segmentation    Dice, HD95, NSD of label maps
 retrieval       ranks, recall at k, median rank, MRR without an N x N matrix; search in a gallery
 resampling      bootstrap intervals over cases, over seeds and cases; paired tests
 text            BLEU, ROUGE-L, METEOR of reports
@@ -37,6 +38,7 @@ from mg3d.metrics.resampling import (
 )
 from mg3d.metrics.retrieval import Gallery, Ranks, chance, one_of_each, ranks, retrieval
 from mg3d.metrics.rows import contrast, means
+from mg3d.metrics.segmentation import dice, hd95, nsd, surface_distances
 from mg3d.metrics.text import bleu, bleu_interval, meteor_exact, report_scores, rouge_l
 
 __all__ = [
@@ -55,9 +57,11 @@ __all__ = [
     "calibration_error",
     "chance",
     "contrast",
+    "dice",
     "effective_rank",
     "f1",
     "grouped_means",
+    "hd95",
     "judge",
     "macro",
     "macro_interval",
@@ -69,6 +73,7 @@ __all__ = [
     "multiclass",
     "multilabel",
     "near",
+    "nsd",
     "one_of_each",
     "over_seeds",
     "paired_interval",
@@ -81,4 +86,5 @@ __all__ = [
     "seeds_and_cases",
     "sensitivity_at",
     "spread",
+    "surface_distances",
 ]
