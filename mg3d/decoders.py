@@ -1,11 +1,15 @@
-"""What turns fused features back into a volume and into words."""
+"""What turns features back into a volume, into words, and into a map of labels."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import final
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
+from mg3d.types import Pyramid
 
 
 @final
@@ -87,3 +91,108 @@ class ReportDecoder(nn.Module):
     def forward(self, words: Float[Tensor, "B L E"], hidden: Bool[Tensor, "B L"]) -> Float[Tensor, "M V"]:
         """Logits of the M hidden words, in order."""
         return self.layers(words[hidden])
+
+
+@final
+class ResidualBlock(nn.Module):
+    """Two convolutions of 3^3, each with instance norm, leaky ReLU between them and after the sum with the input."""
+
+    def __init__(self, width: int, out: int):
+        super().__init__()
+        self.conv1 = nn.Conv3d(width, out, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv3d(out, out, 3, padding=1, bias=False)
+        self.conv3 = nn.Conv3d(width, out, 1, bias=False) if width != out else None
+
+    def forward(self, x: Float[Tensor, "B E D H W"]) -> Float[Tensor, "B F D H W"]:
+        """Same grid, new width."""
+        y = _norm(self.conv2(F.leaky_relu(_norm(self.conv1(x)), 0.01)))
+        return F.leaky_relu(y + (x if self.conv3 is None else _norm(self.conv3(x))), 0.01)
+
+
+def _norm(x: Tensor) -> Tensor:
+    """Instance norm without weights, as LayerNorm over a channel's voxels, which takes a single voxel too."""
+    return F.layer_norm(x, x.shape[2:])
+
+
+@final
+class Up(nn.Module):
+    """A coarser map to `factor` times its size, beside a skip connection, and both mixed."""
+
+    def __init__(self, width: int, out: int, *, factor: int):
+        super().__init__()
+        self.transposed = nn.ConvTranspose3d(width, out, factor, stride=factor, bias=False)
+        self.mix = ResidualBlock(2 * out, out)
+
+    def forward(self, x: Float[Tensor, "B E d h w"], skip: Float[Tensor, "B F D H W"]) -> Float[Tensor, "B F D H W"]:
+        """On the grid of the skip; what lies beyond it is cut off."""
+        return self.mix(torch.cat([_cut(self.transposed(x), skip.shape[2:]), skip], 1))
+
+
+def _cut(x: Tensor, size: Sequence[int]) -> Tensor:
+    d, h, w = size
+    return x[:, :, :d, :h, :w]
+
+
+@final
+class UNetDecoder(nn.Module):
+    """Logits [B, classes, D, H, W] of a volume and its pyramid, for an encoder of these `widths` and `strides`.
+
+    The decoders of SwinUNETR and UNETR are one: from the coarsest map on, enlarge, set the skip connection of the next
+    finer stride beside it, mix both. They differ in where the skips come from. The levels of Swin and UNet have strides
+    of their own. Those of ViT are all at 16: from the deepest up, each is brought to half the stride of the one below
+    (8, 4, 2) by transposed convolutions, as in UNETR. So a level is taken to the smaller of its own stride and half
+    that of the next coarser one. Where that leaves no skip of stride 1, the volume makes it.
+
+    Channels are `width` at strides 1 and 2 and double from there with the stride; by default a sixteenth of the
+    coarsest level's, 48 for Swin-B. With Swin this is SwinUNETR's decoder, operation for operation. Raises ValueError
+    where strides are no powers of two, or have more levels than halvings.
+    """
+
+    def __init__(self, widths: Sequence[int], strides: Sequence[int], *, classes: int, width: int | None = None):
+        super().__init__()
+        base = max(1, widths[-1] // 16) if width is None else width
+        self.strides = taken = targets(strides)
+        channels = [base * max(1, stride // 2) for stride in taken]
+        self.levels = nn.ModuleList(
+            _level(inside, out, factor=own // stride)
+            for inside, out, own, stride in zip(widths, channels, strides, taken, strict=True)
+        )
+        if len(widths) > 1 and (widths[-2], strides[-2]) == (channels[-2], taken[-2]):
+            self.levels[-2] = nn.Identity()  # as in SwinUNETR, which takes this one as it is
+        self.stem = ResidualBlock(1, base) if taken[0] > 1 else None
+        fine = [(1, base)] if self.stem is not None else []
+        steps = [*fine, *zip(taken, channels, strict=True)]
+        self.ups = nn.ModuleList(Up(e, out, factor=t // s) for (s, out), (t, e) in pairwise(steps))
+        self.logits = nn.Conv3d(base if self.stem is not None else channels[0], classes, 1)
+
+    def forward(self, volume: Float[Tensor, "B 1 D H W"], pyramid: Pyramid) -> Float[Tensor, "B classes D H W"]:
+        """From coarse to fine. What the encoder padded at the far sides is cut off, so that any size works."""
+        skips = [] if self.stem is None else [self.stem(volume)]
+        for level, x, stride in zip(self.levels, pyramid.levels, self.strides, strict=True):
+            skips.append(_cut(level(x), [-(-n // stride) for n in volume.shape[2:]]))
+        x = skips.pop()
+        for up in reversed(self.ups):
+            x = up(x, skips.pop())
+        return self.logits(x)
+
+
+def targets(strides: Sequence[int]) -> list[int]:
+    """The stride that each level is taken to, fine to coarse: (16, 16, 16, 16) gives 2, 4, 8, 16."""
+    if not strides or any(s < 1 or s & (s - 1) for s in strides):
+        raise ValueError(f"strides={tuple(strides)}: powers of two are needed")
+    taken = [strides[-1]]
+    for stride in reversed(strides[:-1]):
+        taken.insert(0, min(stride, taken[0] // 2))
+    if taken[0] < 1:
+        raise ValueError(f"strides={tuple(strides)}: more levels than halvings down to stride 1")
+    return taken
+
+
+def _level(width: int, out: int, *, factor: int) -> nn.Module:
+    """What brings a level to its stride and width: a residual block, or UNETR's doublings, up to `factor` times."""
+    if factor == 1:
+        return ResidualBlock(width, out)
+    blocks: list[nn.Module] = [nn.ConvTranspose3d(width, out, 2, stride=2, bias=False)]
+    for _ in range(factor.bit_length() - 2):
+        blocks += [nn.ConvTranspose3d(out, out, 2, stride=2, bias=False), ResidualBlock(out, out)]
+    return nn.Sequential(*blocks)
