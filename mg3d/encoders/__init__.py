@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from mg3d.types import Pyramid
 
 
+THIN_WINDOW = 4  # cells a side: what the grids of the small scales divide into
+
+
 class Encoder(nn.Module, ABC):
     """Volume in, pyramid of feature maps out.
 
@@ -42,15 +45,18 @@ def hide(volume: Float[Tensor, "B 1 D H W"], mask: Bool[Tensor, "B d h w"] | Non
 
 
 def _swin_b(shrink: int, shape: tuple[int, int, int]) -> Encoder:
-    from mg3d.encoders.swin import Swin
-
-    return Swin(feature=narrow(48, shrink), heads=max(1, 3 // shrink))  # time goes with the heads, so they shrink too
+    return _thin_swin(48, shrink)
 
 
 def _swin_l(shrink: int, shape: tuple[int, int, int]) -> Encoder:
+    return _thin_swin(96, shrink)
+
+
+def _thin_swin(feature: int, shrink: int) -> Encoder:
+    """A Swin, thinner by `shrink`. The time of a thin one goes with heads and windows, so these shrink too."""
     from mg3d.encoders.swin import Swin
 
-    return Swin(feature=narrow(96, shrink), heads=max(1, 3 // shrink))
+    return Swin(feature=narrow(feature, shrink), heads=max(1, 3 // shrink), window=7 if shrink == 1 else THIN_WINDOW)
 
 
 def _unet(shrink: int, shape: tuple[int, int, int]) -> Encoder:

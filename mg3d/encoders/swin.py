@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from mg3d.encoders import Encoder, hide
 from mg3d.encoders.boxwise import Weights, boxwise
 from mg3d.encoders.perceptron import Perceptron
-from mg3d.encoders.windows import WindowAttention, kinds
+from mg3d.encoders.windows import WINDOW, WindowAttention, kinds
 from mg3d.types import Pyramid
 
 HEADS = 3  # of the first stage, doubled by each further one
@@ -67,11 +67,11 @@ class PatchMerging(nn.Module):
 class Block(nn.Module):
     """Window attention and perceptron, each with LayerNorm before it and a residual around it."""
 
-    def __init__(self, width: int, heads: int, shifted: bool) -> None:
+    def __init__(self, width: int, heads: int, shifted: bool, window: int = WINDOW) -> None:
         super().__init__()
         self.shifted = shifted
         self.norm1 = nn.LayerNorm(width)
-        self.attn = WindowAttention(width, heads)
+        self.attn = WindowAttention(width, heads, window)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = Perceptron(width)
 
@@ -105,9 +105,9 @@ class Block(nn.Module):
 class Stage(nn.Module):
     """Two blocks, windows plain and shifted, then a merge."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, window: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(width, heads, shifted=i % 2 == 1) for i in range(DEPTH))
+        self.blocks = nn.ModuleList(Block(width, heads, i % 2 == 1, window) for i in range(DEPTH))
         self.downsample = PatchMerging(width)
 
     def forward(self, x: Float[Tensor, "B D H W E"], recompute: bool = False) -> Float[Tensor, "B d h w E2"]:
@@ -121,11 +121,13 @@ class Swin(Encoder):
     """Five maps at strides 2, 4, 8, 16, 32 and widths feature * (1, 2, 4, 8, 16), each normalised over its channels.
 
     `feature` is 48 for Swin-B (8.06 M parameters) and 96 for Swin-L (31.6 M). The stages have `heads` * (1, 2, 4, 8)
-    heads. `checkpoint` trades a third more time for a fraction of the memory. Raises ValueError when the widths cannot
+    heads; a window has `window` cells a side. `checkpoint` trades a third more time for a fraction of the memory. Raises ValueError when the widths cannot
     be split into the heads.
     """
 
-    def __init__(self, feature: int = 48, *, heads: int = HEADS, checkpoint: bool = False) -> None:
+    def __init__(
+        self, feature: int = 48, *, heads: int = HEADS, window: int = WINDOW, checkpoint: bool = False
+    ) -> None:
         super().__init__()
         if feature < heads or feature % heads:
             raise ValueError(f"feature={feature} does not split into {heads} heads; use a multiple of {heads}")
@@ -134,7 +136,7 @@ class Swin(Encoder):
         self.strides = (2, 4, 8, 16, 32)
         self.patch_embed = PatchEmbedding(feature)
         for i in range(STAGES):  # MONAI's names: layers1.0 ... layers4.0
-            self.add_module(f"layers{i + 1}", nn.ModuleList([Stage(feature * 2**i, heads * 2**i)]))
+            self.add_module(f"layers{i + 1}", nn.ModuleList([Stage(feature * 2**i, heads * 2**i, window)]))
 
     def forward(self, volume: Float[Tensor, "B 1 D H W"], mask: Bool[Tensor, "B d h w"] | None = None) -> Pyramid:
         """Encode a volume; where `mask` is True the voxels of that cell are hidden (zeroed) first."""

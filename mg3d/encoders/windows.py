@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-WINDOW = 7  # cells a side, in every model that this package knows
+WINDOW = 7  # cells a side, in every published model
 Size = tuple[int, int, int]
 
 
