@@ -159,6 +159,10 @@ def test_reports_are_learned_by_heart(task, tiny, knowledge):
     assert written[2] == "Nodule in the left lung."
     line = task.score(written, SHORT)
     assert line["bleu4"] == pytest.approx(1)
+    assert line["finding_f1"] == 1
+    sure = task.intervals(written, SHORT, cases=some.ids)
+    assert sure["bleu4"].value == sure["rouge_l"].value == pytest.approx(1)
+    assert set(sure) <= set(line)
     assert task.predict(Batch(some.volume[1:2], ("x",), some.seeds[1:2])) == written[1:2]  # no report is looked at
     swapped = task.predict(Batch(some.volume.flip(0), some.ids, some.seeds))
     assert swapped == written[::-1]

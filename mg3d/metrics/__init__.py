@@ -7,6 +7,7 @@ segmentation    Dice, HD95, NSD of label maps
 retrieval       ranks, recall at k, median rank, MRR without an N x N matrix; search in a gallery
 resampling      bootstrap intervals over cases, over seeds and cases; paired tests
 text            BLEU, ROUGE-L, METEOR of reports
+findings        which of the 18 findings a report says are there, and the F1 of it
 rows            tables of scores: means of groups, differences of pairs
 """
 
@@ -25,6 +26,7 @@ from mg3d.metrics.classification import (
     sensitivity_at,
 )
 from mg3d.metrics.features import effective_rank
+from mg3d.metrics.findings import FINDINGS, finding_scores, read_findings
 from mg3d.metrics.maps import attention_mass, judge, map_auprc, mask_share, near, pointing_game, spread
 from mg3d.metrics.resampling import (
     Interval,
@@ -42,6 +44,7 @@ from mg3d.metrics.segmentation import dice, hd95, nsd, surface_distances
 from mg3d.metrics.text import bleu, bleu_interval, meteor_exact, report_scores, rouge_l
 
 __all__ = [
+    "FINDINGS",
     "Gallery",
     "Interval",
     "Macro",
@@ -60,6 +63,7 @@ __all__ = [
     "dice",
     "effective_rank",
     "f1",
+    "finding_scores",
     "grouped_means",
     "hd95",
     "judge",
@@ -80,6 +84,7 @@ __all__ = [
     "paired_test",
     "pointing_game",
     "ranks",
+    "read_findings",
     "report_scores",
     "retrieval",
     "rouge_l",

@@ -21,7 +21,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mg3d.encoders import Encoder
-from mg3d.metrics import Gallery, report_scores
+from mg3d.metrics import (
+    Gallery,
+    Interval,
+    bleu_interval,
+    finding_scores,
+    mean_interval,
+    meteor_exact,
+    report_scores,
+    rouge_l,
+)
 from mg3d.metrics.text import ORDER, words
 from mg3d.tasks import Task
 from mg3d.tasks.tokens import VolumeTokens
@@ -116,8 +125,17 @@ class Generate(Task):
         return [tidy(self.decode(row[real].tolist())) for row, real in zip(ids, said, strict=True)]
 
     def score(self, predictions: Sequence[str], targets: Sequence[str]) -> dict[str, float]:
-        """`metrics.report_scores`, whose errors it raises."""
-        return report_scores(predictions, targets)
+        """`metrics.report_scores`, whose errors it raises, and `metrics.finding_scores`."""
+        return report_scores(predictions, targets) | finding_scores(predictions, targets)
+
+    def intervals(
+        self, predictions: Sequence[str], targets: Sequence[str], *, cases: Sequence[str]
+    ) -> dict[str, Interval]:
+        """Intervals over cases of BLEU-1 to BLEU-4, of the whole corpus each time, ROUGE-L and METEOR."""
+        value, low, high = map(np.asarray, bleu_interval(predictions, targets, cases=cases))
+        found = {f"bleu{n + 1}": Interval(float(value[n]), float(low[n]), float(high[n])) for n in range(ORDER)}
+        each = {"rouge_l": rouge_l(predictions, targets), "meteor_exact": meteor_exact(predictions, targets)}
+        return found | {name: mean_interval(values, cases=cases) for name, values in each.items()}
 
     def _memory(self, batch: Batch) -> Float[Tensor, "B K E"]:
         return self.knowledge(self.look(self.tokens(self.encoder(batch.volume))))
