@@ -6,6 +6,8 @@ All that a notebook needs, loaded when first used:
     cohort(recipe)      the volumes and reports of a recipe: listed, prepared, audited
     pretrain(recipe)    -> Run; done runs are skipped, half-done ones continue
     load(run)           -> the trained objective
+    Transfer            what a fine-tuning is made of: a study, from scratch or from a run
+    finetune(transfer)  -> Run, with the results on its test split
     attend(run, case)   -> Attention: where each sentence of the report looks in the volume
     ground(run)         -> rows: those maps against the phantom's truth, with their controls
     find(**fields)      -> the runs that are there
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from mg3d.recipe import SCALES, Recipe
     from mg3d.runs import Run, find
     from mg3d.train import cohort, load, pretrain
+    from mg3d.transfer import Transfer
+    from mg3d.tune import finetune
 
 _HOMES = {
     "Recipe": "recipe",
@@ -34,11 +38,26 @@ _HOMES = {
     "cohort": "train",
     "pretrain": "train",
     "load": "train",
+    "Transfer": "transfer",
+    "finetune": "tune",
     "Attention": "maps",
     "attend": "maps",
     "ground": "grounding",
 }
-__all__ = ["SCALES", "Attention", "Recipe", "Run", "attend", "cohort", "find", "ground", "load", "pretrain"]
+__all__ = [
+    "SCALES",
+    "Attention",
+    "Recipe",
+    "Run",
+    "Transfer",
+    "attend",
+    "cohort",
+    "find",
+    "finetune",
+    "ground",
+    "load",
+    "pretrain",
+]
 
 
 def __getattr__(name: str) -> Any:

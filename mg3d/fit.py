@@ -2,7 +2,8 @@
 
 It fits any `Trainable` and knows no method, no task and no corpus. A step is a pure function of the weights, the
 optimiser's state and the step's number (batches and random views are functions of seed and step), so a run that was
-killed at any moment continues bit for bit: see `Run.restore`.
+killed at any moment continues bit for bit: see `Run.restore`. A `Judge` chooses among the weights that a run passes
+through; what it liked best is part of the checkpoint, so that it outlives a kill too.
 """
 
 import functools
@@ -11,7 +12,8 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +23,7 @@ from tqdm import tqdm
 from mg3d import distributed
 from mg3d.accumulate import Parts
 from mg3d.metrics import effective_rank
-from mg3d.recipe import Recipe
+from mg3d.recipe import Plan
 from mg3d.runs import Run
 from mg3d.types import Batch, Losses, Trainable
 
@@ -46,13 +48,49 @@ class Batches(Protocol):
         ...
 
 
+@runtime_checkable
+class Judge(Protocol):
+    """What chooses the weights that are kept: a score on the validation split."""
+
+    metric: str  # more is better
+    patience: int  # validations without a better score after which training ends; 0: never before its last step
+
+    def __call__(self, model: Trainable) -> dict[str, float]:
+        """Scores of the model as it is, `metric` among them."""
+        ...
+
+
+@final
+@dataclass(frozen=True)
+class Best:
+    """The best weights so far; of equal scores the earliest."""
+
+    score: float = -math.inf
+    step: int = 0
+    worse: int = 0  # validations since then
+    model: dict[str, Tensor] | None = None
+
+    def after(self, score: float, step: int, model: Trainable) -> "Best":
+        """The best after another validation."""
+        if self.model is not None and score <= self.score:
+            return Best(self.score, self.step, self.worse + 1, self.model)
+        return Best(score, step, 0, {name: value.detach().clone() for name, value in model.state_dict().items()})
+
+    def into(self, model: Trainable) -> dict[str, float | int]:
+        """Give a model the best weights, if it was judged; says `best_step` and `best_score`."""
+        if self.model is None:
+            return {}
+        model.load_state_dict(self.model)
+        return {"best_step": self.step, "best_score": self.score}
+
+
 def schedule(step: int, *, steps: int, warmup: float) -> float:
     """Factor of the learning rate at a step (0-based): linear up over the first `warmup` share, then linearly to 0."""
     up = max(1, round(steps * warmup))
     return (step + 1) / up if step < up else (steps - step) / max(1, steps - up)
 
 
-def parameter_groups(model: Trainable, recipe: Recipe) -> list[dict[str, Any]]:
+def parameter_groups(model: Trainable, recipe: Plan) -> list[dict[str, Any]]:
     """The encoder at `lr`, the rest at `lr_fusion`; no weight decay on biases, norms and other vectors."""
     encoder = {id(p) for p in model.encoder.parameters()}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
@@ -70,26 +108,33 @@ def parameter_groups(model: Trainable, recipe: Recipe) -> list[dict[str, Any]]:
     ]
 
 
-def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
+def autocast(recipe: Plan, device: torch.device) -> torch.autocast:
     """bf16 where asked for, and by default on a GPU (measured: no scaler is needed, losses are computed in fp32)."""
     on = recipe.precision == "bf16" or (recipe.precision == "auto" and device.type == "cuda")
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=on)
 
 
 def fit(
-    model: Trainable, run: Run, *, recipe: Recipe, train: Batches, valid: Batches | None = None
+    model: Trainable,
+    run: Run,
+    *,
+    recipe: Plan,
+    train: Batches,
+    valid: Batches | None = None,
+    judge: Judge | None = None,
 ) -> dict[str, float | int]:
     """Train `model` for `recipe.filled.steps` steps, continuing the run's last checkpoint, and return the last metrics.
 
     Writes one line a step to the run's metrics, a checkpoint every `recipe.filled.checkpoint` steps, and validates
-    (losses, and the effective rank of the pooled features) ten times. Raises Diverged.
+    (losses, and the effective rank of the pooled features) ten times. A judge is asked as often ("valid_<score>"), in
+    one process alone; the model then ends with the weights that it liked best, and the metrics returned say their
+    `best_step` and `best_score`. Raises Diverged.
     """
     device = distributed.device()
     model.to(device).train()
     model.gather = distributed.gather
-    groups = parameter_groups(model, recipe)
-    optimiser = torch.optim.AdamW(groups, lr=0.0, fused=device.type == "cuda")
-    start = _restore(model, optimiser, run)
+    optimiser = torch.optim.AdamW(parameter_groups(model, recipe), lr=0.0, fused=device.type == "cuda")
+    start, best = _restore(model, optimiser, run)
     steps, every = recipe.filled.steps, max(1, recipe.filled.steps // VALIDATIONS)
     leader = distributed.rank() == 0
     parts = Parts(model, parts=recipe.accumulate, forward=runner(model, recipe, device))
@@ -99,47 +144,70 @@ def fit(
         range(start, steps), initial=start, total=steps, disable=not leader, desc=run.path.name[:24], mininterval=1
     )
     for step in bar:
-        begun = time.perf_counter()
-        factor = schedule(step, steps=steps, warmup=recipe.warmup)
-        for group in optimiser.param_groups:
-            group["lr"] = group["peak"] * factor
-        # dropout, where a method has it, draws from the step's own seed: nothing to save, nothing to restore
-        seed = (recipe.seed * 1_000_003 + step) * 1_009 + distributed.rank()
-        found = parts.backward(functools.partial(read, step), seed=seed)
-        losses = _mean(found, step)
-        losses["norm"] = _advance(model, optimiser, recipe.clip, step, [i for _, ids in found for i in ids])
-        line = {
-            "step": step + 1,
-            **losses,
-            "lr": optimiser.param_groups[-1]["lr"],
-            "seconds": time.perf_counter() - begun,
-        }
-        if valid is not None and leader and ((step + 1) % every == 0 or step + 1 == steps):
+        if judge is not None and 0 < judge.patience <= best.worse:
+            break
+        line = _step(model, optimiser, parts, functools.partial(read, step), recipe=recipe, step=step)
+        shown = {k: f"{v:.3g}" for k, v in line.items() if k not in ("step", "lr", "seconds")}
+        bar.set_postfix(shown, refresh=False)
+        due = (step + 1) % every == 0 or step + 1 == steps
+        if valid is not None and leader and due:
             line |= validate(model, valid, recipe=recipe)
+        if judge is not None and due:
+            scores = judge(model)
+            best = best.after(scores[judge.metric], step + 1, model)
+            line |= {f"valid_{name}": value for name, value in scores.items()}
         if leader:
-            bar.set_postfix({k: f"{v:.3g}" for k, v in losses.items()}, refresh=False)
             run.log(line)
             if (step + 1) % recipe.filled.checkpoint == 0 or step + 1 == steps:
-                run.save(step + 1, {"model": model.state_dict(), "optimiser": optimiser.state_dict()})
-    return line
+                run.save(step + 1, _state(model, optimiser, best))
+    return line | best.into(model)
 
 
-def _restore(model: Trainable, optimiser: torch.optim.Optimizer, run: Run) -> int:
-    """Load the run's last checkpoint, if there is one, and return its step. Rank 0 cuts the metrics back to it."""
+def _step(
+    model: Trainable,
+    optimiser: torch.optim.Optimizer,
+    parts: Parts,
+    read: Callable[[int], Iterator[Batch]],
+    *,
+    recipe: Plan,
+    step: int,
+) -> dict[str, float | int]:
+    """Take one step and return its line of metrics. Raises Diverged."""
+    begun = time.perf_counter()
+    factor = schedule(step, steps=recipe.filled.steps, warmup=recipe.warmup)
+    for group in optimiser.param_groups:
+        group["lr"] = group["peak"] * factor
+    # dropout, where a method has it, draws from the step's own seed: nothing to save, nothing to restore
+    seed = (recipe.seed * 1_000_003 + step) * 1_009 + distributed.rank()
+    found = parts.backward(read, seed=seed)
+    losses = _mean(found, step)
+    losses["norm"] = _advance(model, optimiser, recipe.clip, step, [i for _, ids in found for i in ids])
+    seconds = time.perf_counter() - begun
+    return {"step": step + 1, **losses, "lr": optimiser.param_groups[-1]["lr"], "seconds": seconds}
+
+
+def _state(model: Trainable, optimiser: torch.optim.Optimizer, best: Best) -> dict[str, Any]:
+    """What a checkpoint holds."""
+    state = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
+    return state if best.model is None else state | {"best": vars(best)}
+
+
+def _restore(model: Trainable, optimiser: torch.optim.Optimizer, run: Run) -> tuple[int, Best]:
+    """Load the run's last checkpoint, if there is one; its step and its best. Rank 0 cuts the metrics back to it."""
     found = run.restore()
-    if found is None:
-        step = 0
-    else:
+    step, best = 0, Best()
+    if found is not None:
         step, state = found
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
+        best = Best(**state.get("best", {}))
     with distributed.first() as first:
         if first:
             run.rewind(step)
-    return step
+    return step, best
 
 
-def runner(model: Trainable, recipe: Recipe, device: torch.device) -> Callable[[Batch, bool], Losses]:
+def runner(model: Trainable, recipe: Plan, device: torch.device) -> Callable[[Batch, bool], Losses]:
     """What runs the model on a part of a step; with several processes, the last part's gradient meets theirs."""
     wrapped = DistributedDataParallel(model) if distributed.world() > 1 else model
 
@@ -187,7 +255,7 @@ def _advance(model: Trainable, optimiser: torch.optim.Optimizer, clip: float, st
 
 
 @torch.no_grad()
-def validate(model: Trainable, valid: Batches, *, recipe: Recipe) -> dict[str, float | int]:
+def validate(model: Trainable, valid: Batches, *, recipe: Plan) -> dict[str, float | int]:
     """Mean of each loss over the validation cases, as "valid_<name>", and the effective rank of the pooled features.
 
     Contrastive losses see one validation batch at a time. A smaller last batch is left out unless it is the only one,

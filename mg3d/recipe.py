@@ -1,7 +1,8 @@
 """What a run is made of: `Recipe` (flat scalars), and `SCALES`, the table of how much data and how large a model.
 
 A recipe is the whole identity of a pre-training run: the same recipe has the same `id`, so it lands in the same folder,
-is skipped when done and continued when it was cut off.
+is skipped when done and continued when it was cut off. `Plan` is what it shares with mg3d.transfer.Transfer, the
+identity of a fine-tuning: the strict way from words to fields, and what the training loop reads.
 """
 
 import ast
@@ -9,9 +10,13 @@ import difflib
 import hashlib
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+AnyPlan = TypeVar("AnyPlan", bound="Plan")
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ _PAPER = (128, 96, 128)
 SCALES = {
     # name             corpus     volumes valid    steps batch  shape        shrink
     "demo": Scale("phantom", 48, 16, 40, 8, (64, 48, 64), shrink=4, lr=5e-4, lr_fusion=1e-3, test=16),
-    "phantom": Scale("phantom", 1600, 200, 3_000, 16, (64, 48, 64), shrink=2, lr=3e-4, lr_fusion=6e-4, test=400),
+    "phantom": Scale("phantom", 1600, 200, 400, 16, (64, 48, 64), shrink=4, lr=5e-4, lr_fusion=1e-3, test=400),
     "ctrg": Scale("ctrg", 1443, 0, 300_000, 16, _PAPER),  # Tables I-IV and VI
     "1.4k": Scale("ctrate", 1443, 256, 100_000, 16, _PAPER),  # Table V: subsets of CT-RATE
     "2.8k": Scale("ctrate", 2886, 256, 100_000, 16, _PAPER),
@@ -45,7 +50,89 @@ SCALES = {
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Filled:
+    """The numbers of a plan that may come from its scale."""
+
+    steps: int
+    batch: int
+    lr: float
+    lr_fusion: float  # of all that is not the encoder
+    checkpoint: int
+
+
+class Plan(ABC):
+    """A frozen dataclass of flat scalars that says all of a run. A subclass adds its fields, with these among them."""
+
+    FILE: ClassVar[str]  # what it is called in the folder of its run
+    weight_decay: float
+    warmup: float
+    clip: float
+    precision: str
+    accumulate: int
+    seed: int
+    resume: bool
+
+    @property
+    @abstractmethod
+    def filled(self) -> Filled:
+        """Steps, batch and learning rates with the scale's where the plan says 0."""
+
+    @property
+    @abstractmethod
+    def id(self) -> str:
+        """A readable name plus a hash of all that changes the outcome."""
+
+    @classmethod
+    def from_notebook(cls: type[AnyPlan], namespace: Mapping[str, Any]) -> AnyPlan:
+        """The plan that a notebook's parameters cell, and the cell papermill injects, spell out.
+
+        Strict where papermill only warns: an unknown name or a bad value raises ValueError and lists the valid ones.
+        Values are brought to the field's type ("false" -> False, "1e-4" -> 0.0001), since papermill passes strings.
+        """
+        return cls.parse(_assigned(namespace, cls))
+
+    @classmethod
+    def parse(cls: type[AnyPlan], values: Mapping[str, Any]) -> AnyPlan:
+        """A plan from names and values of any type, e.g. of a command line; the same checks as `from_notebook`."""
+        types = _types(cls)
+        for name in values:
+            one_of("parameter", name, types)
+        return cls(**{k: _coerce(k, v, types[k]) for k, v in values.items()})
+
+    @classmethod
+    def from_shell(cls: type[AnyPlan], arguments: Sequence[str]) -> AnyPlan:
+        """The plan of a command line: `field=value ...`, or `@file.json`. SystemExit for a word that is neither."""
+        if len(arguments) == 1 and arguments[0].startswith("@"):
+            return cls.parse(json.loads(Path(arguments[0][1:]).read_text()))
+        if wrong := [a for a in arguments if "=" not in a]:
+            raise SystemExit(f"expected field=value, got {wrong[0]!r}; the fields are those of mg3d.{cls.__name__}")
+        return cls.parse(dict(a.split("=", 1) for a in arguments))
+
+    def check(self, *, not_negative: Sequence[str], at_least_1: Sequence[str], parts: int) -> None:
+        """Raise ValueError for a number out of its range, and for a batch that does not divide into `parts`."""
+        one_of("precision", self.precision, ("auto", "fp32", "bf16"))
+        for name in not_negative:
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
+        for name in at_least_1:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if not 0 <= self.warmup < 1 or self.clip <= 0:
+            raise ValueError(f"warmup={self.warmup}, clip={self.clip}: warmup lies in [0, 1), clip above 0")
+        if self.filled.batch % parts:
+            raise ValueError(f"batch={self.filled.batch} does not divide into {self._parts()} parts")
+
+    def _parts(self) -> str:
+        """What cuts a batch into parts, in words."""
+        return f"accumulate={self.accumulate}"
+
+    def digest(self, *content: Any) -> str:
+        """Eight hex digits of what shapes the outcome."""
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+@dataclass(frozen=True)
+class Recipe(Plan):
     """One pre-training run as flat scalars, the defaults those of the paper (Sec. IV-B). 0 or "" means: the scale's.
 
     Raises ValueError for a bad value, naming the field and what is allowed.
@@ -73,22 +160,15 @@ class Recipe:
     checkpoint: int = 0  # steps between checkpoints; 0 = a twentieth of the run, at most 500
     resume: bool = True  # False: start again, the old run is put aside
 
+    FILE = "recipe.json"
+
     def __post_init__(self) -> None:
-        _choose("scale", self.scale, SCALES)
-        _choose("precision", self.precision, ("auto", "fp32", "bf16"))
-        for name in ("steps", "batch", "lr", "lr_fusion", "weight_decay", "checkpoint", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
-        for name in ("accumulate", "gpus", "max_words"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        if not 0 <= self.warmup < 1 or self.clip <= 0:
-            raise ValueError(f"warmup={self.warmup}, clip={self.clip}: warmup lies in [0, 1), clip above 0")
-        whole = self.filled
-        if whole.batch % (self.gpus * self.accumulate):
-            raise ValueError(
-                f"batch={whole.batch} does not divide into gpus={self.gpus} times accumulate={self.accumulate} parts"
-            )
+        one_of("scale", self.scale, SCALES)
+        self.check(
+            not_negative=("steps", "batch", "lr", "lr_fusion", "weight_decay", "checkpoint", "seed"),
+            at_least_1=("accumulate", "gpus", "max_words"),
+            parts=self.gpus * self.accumulate,
+        )
 
     @property
     def size(self) -> Scale:
@@ -96,7 +176,7 @@ class Recipe:
         return SCALES[self.scale]
 
     @property
-    def filled(self) -> "Filled":
+    def filled(self) -> Filled:
         """Steps, batch and learning rates with the scale's where the recipe says 0."""
         pick = {n: getattr(self, n) or getattr(self.size, n) for n in ("steps", "batch", "lr", "lr_fusion")}
         steps = pick["steps"]
@@ -107,40 +187,14 @@ class Recipe:
         """Readable name plus a hash of all that changes the outcome, the scale's row and its numbers included."""
         content = {k: v for k, v in asdict(self).items() if k not in ("gpus", "checkpoint", "resume")}
         whole = {k: v for k, v in asdict(self.filled).items() if k != "checkpoint"}
-        text = json.dumps([content | whole, asdict(self.size)], sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        digest = self.digest(content | whole, asdict(self.size))
         return f"{self.method}-{self.variant}-{self.encoder}-{self.scale}-{digest}"
 
-    @classmethod
-    def from_notebook(cls, namespace: Mapping[str, Any]) -> "Recipe":
-        """The recipe that a notebook's parameters cell, and the cell papermill injects, spell out.
-
-        Strict where papermill only warns: an unknown name or a bad value raises ValueError and lists the valid ones.
-        Values are brought to the field's type ("false" -> False, "1e-4" -> 0.0001), since papermill passes strings.
-        """
-        return cls.parse(_assigned(namespace))
-
-    @classmethod
-    def parse(cls, values: Mapping[str, Any]) -> "Recipe":
-        """A recipe from names and values of any type, e.g. of a command line; the same checks as `from_notebook`."""
-        types = {f.name: f.type for f in fields(cls)}
-        for name in values:
-            _choose("parameter", name, types)
-        return cls(**{k: _coerce(k, v, types[k]) for k, v in values.items()})
+    def _parts(self) -> str:
+        return f"gpus={self.gpus} times accumulate={self.accumulate}"
 
 
-@dataclass(frozen=True)
-class Filled:
-    """The numbers of a recipe that may come from its scale."""
-
-    steps: int
-    batch: int
-    lr: float
-    lr_fusion: float
-    checkpoint: int
-
-
-def _choose(what: str, value: str, valid: Mapping[str, Any] | Sequence[str]) -> None:
+def one_of(what: str, value: str, valid: Mapping[str, Any] | Sequence[str]) -> None:
     """Raise ValueError unless `value` is one of `valid`, with the nearest name and the whole list."""
     if value not in valid:
         near = difflib.get_close_matches(str(value), list(valid), n=1)
@@ -170,11 +224,16 @@ def _coerce(name: str, value: Any, kind: Any) -> Any:
     raise ValueError(f"{name}={value!r}: expected {kind.__name__}")
 
 
-def _assigned(namespace: Mapping[str, Any]) -> dict[str, Any]:
+def _types(plan: type[Plan]) -> dict[str, Any]:
+    """Name and type of each field."""
+    return {f.name: f.type for f in fields(plan)}  # pyright: ignore[reportArgumentType]  (every plan is a dataclass)
+
+
+def _assigned(namespace: Mapping[str, Any], plan: type[Plan]) -> dict[str, Any]:
     """What the cells that begin with "# Parameters" assign; the names alone where there is no notebook history."""
     history = namespace.get("In")
     if not history:
-        known = {f.name for f in fields(Recipe)}
+        known = _types(plan)
         return {k: v for k, v in namespace.items() if k in known}
     names: dict[str, None] = {}
     for source in history:

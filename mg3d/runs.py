@@ -1,6 +1,6 @@
 """One run, one folder: its recipe, its metrics, its checkpoints, its weights.
 
-    runs/<id>/recipe.json           the recipe
+    runs/<id>/recipe.json           the recipe; of a fine-tuning, transfer.json
               metrics.jsonl         one line a step
               checkpoints/step-00000120.pt + .json    the last two; the JSON (written last) holds step and checksum
               model.safetensors     everything that learnt       encoder.safetensors   the volume encoder alone
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from mg3d import paths
-from mg3d.recipe import Recipe
+from mg3d.recipe import AnyPlan, Plan, Recipe
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,26 +46,30 @@ class Run:
         return f"Run({self.path.name}: {'done' if self.done else f'step {self.step}'})"
 
     @classmethod
-    def open(cls, recipe: Recipe) -> "Run":
+    def open(cls, plan: Plan) -> "Run":
         """The run of a recipe, its folder made when there is none. With resume=False an old one is put aside first."""
-        run = cls(paths.runs() / recipe.id)
-        if not recipe.resume and run.path.exists():
+        run = cls(paths.runs() / plan.id)
+        if not plan.resume and run.path.exists():
             _put_aside(run.path)
-        if not (run.path / "recipe.json").exists():
+        if not (run.path / plan.FILE).exists():
             run.path.mkdir(parents=True, exist_ok=True)
-            paths.write_atomic(run.path / "recipe.json", json.dumps(asdict(recipe), indent=1).encode())
+            paths.write_atomic(run.path / plan.FILE, json.dumps(asdict(plan), indent=1).encode())  # pyright: ignore
         return run
 
-    @property
-    def recipe(self) -> Recipe:
-        """The recipe that the folder was made for."""
-        file = self.path / "recipe.json"
+    def plan(self, kind: type[AnyPlan]) -> AnyPlan:
+        """What the folder was made for: a Recipe or a Transfer. DamagedRun when its file is not there or not whole."""
+        file = self.path / kind.FILE
         try:
             content = json.loads(file.read_text())
         except (OSError, ValueError) as error:
             raise DamagedRun(f"{file}: not readable as JSON ({error}); delete the folder and start again") from error
-        known = {f.name for f in fields(Recipe)}
-        return Recipe(**{k: v for k, v in content.items() if k in known})
+        known = {f.name for f in fields(kind)}  # pyright: ignore[reportArgumentType]
+        return kind(**{k: v for k, v in content.items() if k in known})
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe that the folder was made for."""
+        return self.plan(Recipe)
 
     @property
     def done(self) -> bool:
@@ -186,11 +190,14 @@ class Run:
             yield
 
 
-def find(**where: Any) -> list[Run]:
-    """Runs whose recipe has the given fields, oldest first: `find(variant="paper", scale="demo")`."""
-    folders = sorted(paths.runs().glob("*/recipe.json"), key=os.path.getmtime)
+def find(kind: type[Plan] = Recipe, **where: Any) -> list[Run]:
+    """Runs whose recipe has the given fields, oldest first: `find(variant="paper", scale="demo")`.
+
+    Of fine-tunings: `find(Transfer, study="findings")`.
+    """
+    folders = sorted(paths.runs().glob(f"*/{kind.FILE}"), key=os.path.getmtime)
     runs = [Run(f.parent) for f in folders if not f.parent.name.startswith(".")]
-    return [r for r in runs if all(getattr(r.recipe, k) == v for k, v in where.items())]
+    return [r for r in runs if all(getattr(r.plan(kind), k) == v for k, v in where.items())]
 
 
 def _put_aside(path: Path) -> None:

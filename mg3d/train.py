@@ -7,7 +7,6 @@ From a shell, with the recipe's fields as words:
 """
 
 import hashlib
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -203,13 +202,7 @@ def load(run: Run, *, text: "FrozenText | None" = None) -> "Objective":
 
 def main(arguments: Sequence[str]) -> None:
     """`python -m mg3d.train field=value ...` or `@recipe.json`."""
-    if len(arguments) == 1 and arguments[0].startswith("@"):
-        values = json.loads(Path(arguments[0][1:]).read_text())
-    else:
-        if wrong := [a for a in arguments if "=" not in a]:
-            raise SystemExit(f"expected field=value, got {wrong[0]!r}; the fields are those of mg3d.Recipe")
-        values = dict(a.split("=", 1) for a in arguments)
-    run = pretrain(Recipe.parse(values))
+    run = pretrain(Recipe.from_shell(arguments))
     if distributed.rank() == 0:
         print(run.path)
 

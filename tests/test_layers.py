@@ -36,9 +36,12 @@ ARROWS = {  # part of mg3d: parts that it may import
     "maps": "train data text types runs recipe distributed paths",
     "grounding": "maps metrics data train runs types",
     "probing": "maps metrics train runs types distributed paths data",
+    "transfer": "recipe",
+    "studies": "tasks encoders data train recipe transfer types",
+    "tune": "studies tasks encoders maps fit runs recipe transfer types distributed paths",
     "html": "",
     "batch": "html paths",
-    "__init__": "train maps grounding probing runs recipe",  # lazily
+    "__init__": "train maps grounding probing tune runs recipe transfer",  # lazily
 }
 
 ONLY = {  # package: the only places that may import it

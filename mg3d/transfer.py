@@ -1,0 +1,135 @@
+"""What a fine-tuning is made of: `Transfer` (flat scalars), and `STUDIES`, the clinical studies by name.
+
+    Transfer(study="findings", init="run:mg3d-plus-swin_b-phantom-1234abcd", scale="phantom", share=0.1, seed=1)
+
+As with a recipe, the same transfer has the same `id`, lands in the same folder, is skipped when done and continued when
+it was cut off. A linear probe, few-shot and full fine-tuning are one study with other fields.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mg3d.recipe import SCALES, Filled, Plan, one_of
+
+REAL = "real"  # the scale of a study's own cohort
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a study trains and how fast it learns."""
+
+    steps: int
+    batch: int
+    lr: float  # encoder
+    lr_head: float  # everything else
+
+
+@dataclass(frozen=True)
+class Study:
+    """One clinical question."""
+
+    title: str
+    task: str  # classify | segment | generate | align
+    cohort: str  # a row of mg3d.data.cohorts.COHORTS; "" = a pre-training corpus with labels
+    metric: str  # the paper's, or ours where the paper has none
+    budget: Budget  # at scale "real": the released code's, in steps
+
+
+STUDIES = {
+    "findings": Study(
+        "the 18 findings of CT-RATE (and of the phantom), a linear head on the volume alone",
+        "classify",
+        "",
+        "auroc",
+        Budget(10_000, 16, 2e-5, 1e-3),
+    ),
+}
+
+BUDGETS = {  # scale, task: what a study on the phantom gets
+    ("demo", "classify"): Budget(40, 8, 5e-4, 5e-3),
+    ("phantom", "classify"): Budget(600, 16, 3e-4, 3e-3),
+}
+PROBE = Budget(500, 0, 0.0, 3e-3)  # a step of a probe costs milliseconds, and sees every case: see tune.py
+
+
+@dataclass(frozen=True)
+class Transfer(Plan):
+    """One fine-tuning as flat scalars. 0 or "" means: what the study has at that scale.
+
+    Raises ValueError for a bad value, naming the field and what is allowed.
+    """
+
+    study: str = "findings"  # a row of STUDIES
+    init: str = "scratch"  # scratch | run:<id of a pre-training run>
+    encoder: str = ""  # a row of encoders.ENCODERS; "" = that of the run, from scratch swin_b
+    scale: str = "demo"  # a row of SCALES (demo, phantom: the study on synthetic volumes) | real: its own cohort
+    data: str = ""  # folder of the cohort; "" = MG3D_HOME/data/<cohort>
+    share: float = 1.0  # of the training patients; for one seed, a smaller share's are among a larger one's
+    probe: bool = False  # True: the encoder stays as it is, and the head alone learns
+    steps: int = 0  # optimiser steps
+    batch: int = 0  # volumes in a step
+    accumulate: int = 1  # parts that a step is taken in
+    lr: float = 0.0  # learning rate of the encoder
+    lr_head: float = 0.0  # of everything else
+    weight_decay: float = 0.01
+    warmup: float = 0.1  # share of the steps that the learning rate rises, then it falls to 0; both linear
+    clip: float = 1.0  # largest norm of the gradient
+    patience: int = 0  # validations (ten in a run) without a better score after which it ends; 0: it never ends early
+    precision: str = "auto"  # auto | fp32 | bf16; auto is bf16 on a GPU, fp32 on a CPU
+    seed: int = 0  # draws the share, the head (and the encoder from scratch), the order; a real cohort's split
+    # what follows changes how a run is carried out, not what comes out of it: no part of the id
+    checkpoint: int = 0  # steps between checkpoints; 0 = a twentieth of the run, at most 500
+    resume: bool = True  # False: start again, the old run is put aside
+
+    FILE = "transfer.json"
+
+    def __post_init__(self) -> None:
+        one_of("study", self.study, STUDIES)
+        one_of("scale", self.scale, (*SCALES, REAL))
+        if self.scale == REAL and not self.row.cohort:
+            raise ValueError(
+                f"scale={self.scale!r}: study {self.study!r} has no cohort of its own; take a row of SCALES"
+            )
+        if self.init != "scratch" and not (self.init.startswith("run:") and self.run):
+            raise ValueError(f"init={self.init!r}: expected scratch, or run: and the id of a pre-training run")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share={self.share}: a share of the training patients is above 0, and 1 at most")
+        self.check(
+            not_negative=("steps", "batch", "lr", "lr_head", "weight_decay", "patience", "checkpoint", "seed"),
+            at_least_1=("accumulate",),
+            parts=self.accumulate,
+        )
+
+    @property
+    def run(self) -> str:
+        """The id of the pre-training run that the encoder comes from, "" for none."""
+        return self.init.partition("run:")[2].strip()
+
+    @property
+    def row(self) -> Study:
+        """The row of STUDIES."""
+        return STUDIES[self.study]
+
+    @property
+    def budget(self) -> Budget:
+        """What the study gets at this scale."""
+        budget = BUDGETS.get((self.scale, self.row.task), self.row.budget)
+        return Budget(PROBE.steps, budget.batch, budget.lr, PROBE.lr_head) if self.probe else budget
+
+    @property
+    def filled(self) -> Filled:
+        """Steps, batch and learning rates with the study's where the transfer says 0."""
+        pick = {n: getattr(self, n) or getattr(self.budget, n) for n in ("steps", "batch", "lr", "lr_head")}
+        checkpoint = self.checkpoint or max(1, min(pick["steps"] // 20, 500))
+        return Filled(pick["steps"], pick["batch"], pick["lr"], pick["lr_head"], checkpoint)
+
+    @property
+    def id(self) -> str:
+        """Readable name plus a hash of all that changes the outcome, the rows of its scale and study included."""
+        content = {k: v for k, v in asdict(self).items() if k not in ("checkpoint", "resume", "encoder")}
+        whole = {k: v for k, v in asdict(self.filled).items() if k != "checkpoint"}
+        rows: list[Any] = [asdict(SCALES[self.scale]) if self.scale in SCALES else self.scale, asdict(self.row)]
+        encoder = "" if self.run else self.encoder or "swin_b"
+        start = self.run.rsplit("-", 1)[-1] if self.run else f"{self.init}-{encoder}"
+        how = "probe" if self.probe else "full"
+        return f"{self.study}-{start}-{how}-{self.scale}-{self.digest(content | whole, encoder, rows)}"
