@@ -1,6 +1,7 @@
 """MetaImage files in the forms of LUNA16 and STOIC-2021, and every way in which one can be unusable."""
 
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +27,12 @@ LUNA = {
 }
 
 
-def write(path: Path, content: bytes | None = None, *, local: bool = False, **fields: str) -> Path:
+def write(path: Path, fields: Mapping[str, str] = LUNA, *, content: bytes | None = None, local: bool = False) -> Path:
     """A header with some fields changed ("" leaves one out), and the voxels after it or beside it."""
     content = VOXELS.tobytes(order="F") if content is None else content
-    name = fields.pop("ElementDataFile", "LOCAL" if local else f"{path.stem}.raw")
-    header = "".join(f"{k} = {v}\n" for k, v in (LUNA | fields).items() if v) + f"ElementDataFile = {name}\n"
+    told = {**LUNA, **fields}
+    name = told.pop("ElementDataFile", "LOCAL" if local else f"{path.stem}.raw")
+    header = "".join(f"{key} = {value}\n" for key, value in [*told.items(), ("ElementDataFile", name)] if value)
     path.write_bytes(header.encode() + (content if local else b""))
     if not local:
         path.with_suffix(".raw").write_bytes(content)
@@ -48,7 +50,7 @@ def test_luna16s_pair_of_files(tmp_path):
 def test_stoics_single_packed_file(tmp_path):
     packed = zlib.compress(VOXELS.tobytes(order="F"))
     fields = {"CompressedData": "True", "CompressedDataSize": str(len(packed))}
-    stored = read_metaimage(write(tmp_path / "1000.mha", packed, local=True, **fields))
+    stored = read_metaimage(write(tmp_path / "1000.mha", fields, content=packed, local=True))
     assert (stored.voxels == VOXELS).all()
 
 
@@ -58,7 +60,8 @@ def test_stoics_single_packed_file(tmp_path):
 def test_types_and_byte_orders(tmp_path, kind, dtype):
     voxels = (VOXELS % 200).astype(dtype)
     msb = str(dtype.startswith(">"))
-    path = write(tmp_path / "a.mhd", voxels.tobytes(order="F"), ElementType=kind, BinaryDataByteOrderMSB=msb)
+    fields = {"ElementType": kind, "BinaryDataByteOrderMSB": msb}
+    path = write(tmp_path / "a.mhd", fields, content=voxels.tobytes(order="F"))
     found = read_metaimage(path).voxels
     assert found.dtype == np.dtype(dtype).newbyteorder("=")
     assert (found == VOXELS % 200).all()
@@ -66,8 +69,11 @@ def test_types_and_byte_orders(tmp_path, kind, dtype):
 
 def test_directions_are_lines_of_the_matrix_and_old_names_are_known(tmp_path):
     """The first axis points to the head, the second to the left, the third to the back."""
-    matrix = {"TransformMatrix": "", "Rotation": "0 0 1 1 0 0 0 1 0", "Offset": "", "Position": "1 2 3"}
-    affine = read_metaimage(write(tmp_path / "a.mhd", **matrix, ElementSpacing="2 3 4")).affine
+    path = write(
+        tmp_path / "a.mhd", {"TransformMatrix": "0 0 1 1 0 0 0 1 0", "Offset": "1 2 3", "ElementSpacing": "2 3 4"}
+    )
+    path.write_text(path.read_text().replace("TransformMatrix", "Rotation").replace("Offset", "Position"))
+    affine = read_metaimage(path).affine
     assert np.allclose(affine @ [1, 0, 0, 1], [-1, -2, 3 + 2, 1])
     assert np.allclose(affine @ [0, 1, 0, 1], [-1 - 3, -2, 3, 1])
     assert np.allclose(affine @ [0, 0, 1, 1], [-1, -2 - 4, 3, 1])
@@ -92,7 +98,7 @@ def test_directions_are_lines_of_the_matrix_and_old_names_are_known(tmp_path):
     ],
 )
 def test_what_cannot_be_used_is_said(tmp_path, fields, reason, words):
-    path = write(tmp_path / "a.mhd", **fields)
+    path = write(tmp_path / "a.mhd", fields)
     with pytest.raises(BadVolume) as caught:
         read_metaimage(path)
     assert caught.value.reason == reason
