@@ -92,3 +92,18 @@ def test_the_png_has_the_size_that_it_claims():
     figure = figures.losses(metrics(30))
     data, extra = figure._repr_png_()
     assert imread(io.BytesIO(data)).shape[1] == pytest.approx(extra["width"], abs=1)
+
+
+def test_intervals_have_a_line_a_row_and_a_dot_a_kind():
+    scores = {"map": ["run", "run", "untrained"], "label": ["a", "b", "a"], "mean": [0.5, 0.2, 0.1]}
+    table = pd.DataFrame(scores | {"low": [0.4, 0.2, 0.0], "high": [0.7, 0.2, 0.3]})
+    figure = figures.intervals(table, row="label", colour="map", chance=0.05, title="Pointing")
+    axis = figure.axes[0]
+    assert [t.get_text() for t in axis.get_yticklabels()] == ["a", "b"]
+    dots = [container.lines[0].get_xdata() for container in axis.containers]
+    assert [list(x) for x in dots] == [[0.5, 0.2], [0.1]]
+    ends = axis.containers[0].lines[2][0].get_segments()
+    assert np.allclose([segment[:, 0] for segment in ends], [[0.4, 0.7], [0.2, 0.2]])
+    assert "a 0.5, b 0.2, a 0.1" in figure.alt
+    with pytest.raises(ValueError, match="no row"):
+        figures.intervals(table[:0], row="label")

@@ -1,4 +1,4 @@
-"""Figures of tables (losses, prevalences), and the house style of every picture.
+"""Figures of tables (losses, prevalences, scores with intervals), and the house style of every picture.
 
 A `Picture` draws itself wherever a cell ends with it: in JupyterLab, in an executed notebook, on a forge page. It never
 touches pyplot, so there is no global state, no backend to choose and nothing to close.
@@ -126,6 +126,42 @@ def prevalence(labels: pd.DataFrame, *, split: Sequence[str] | None = None) -> P
     axis.set_title("Prevalence of the findings")
     figure.alt = "Prevalence of findings: " + ", ".join(
         f"{n} {100 * v:.0f} %" for n, v in reversed(list(share.items()))
+    )
+    return figure
+
+
+@mpl.rc_context(STYLE)
+def intervals(
+    table: pd.DataFrame, *, row: str, colour: str = "", chance: float | None = None, label: str = "", title: str = ""
+) -> Picture:
+    """A dot and its interval for each row of a table of scores with the columns `mean`, `low` and `high`.
+
+    `row` is the column that names the lines, in the order in which they occur, from the top; `colour` one that gives
+    several dots to a line. `chance` is drawn as a dashed line. Raises ValueError for a table without rows.
+    """
+    if table.empty:
+        raise ValueError("the table of scores has no row: there is nothing to draw")
+    lines = list(dict.fromkeys(table[row]))
+    kinds = list(dict.fromkeys(table[colour])) if colour else [""]
+    figure = _picture(7.2, 1.0 + (0.26 + 0.08 * (len(kinds) - 1)) * len(lines))
+    axis = figure.add_subplot()
+    for number, kind in enumerate(kinds):
+        part = table[table[colour] == kind] if colour else table
+        y = np.array([lines.index(name) for name in part[row]]) + 0.22 * (number - (len(kinds) - 1) / 2)
+        reach = np.clip([part["mean"] - part["low"], part["high"] - part["mean"]], 0, None)
+        style = {"fmt": "os^Dv"[number % 5], "color": PALETTE[number % len(PALETTE)], "ms": 5, "lw": 1.4}
+        axis.errorbar(part["mean"], y, xerr=reach, label=str(kind), **style)
+    if chance is not None:
+        axis.axvline(chance, ls="--", lw=1, color=FAINT, label="chance")
+    axis.set_yticks(range(len(lines)), [str(name) for name in lines])
+    axis.invert_yaxis()
+    axis.grid(axis="y", visible=False)
+    axis.set_xlabel(label)
+    axis.set_title(title)
+    if colour or chance is not None:
+        figure.legend(loc="outside upper right", ncols=len(kinds) + 1)
+    figure.alt = f"{title or label}: " + ", ".join(
+        f"{n} {m:.3g}" for n, m in zip(table[row], table["mean"], strict=True)
     )
     return figure
 
