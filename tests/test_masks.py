@@ -20,7 +20,7 @@ from mg3d.data.reading import REASONS
 from mg3d.types import Case
 
 SPEC = PatchSpec(spacing_mm=(20.0, 18.0, 18.0), window_hu=(-1000.0, 1000.0), patch=(8, 8, 8))
-CLASSES = ("right lung", "left lung")
+CLASSES = ("background", "right lung", "left lung")
 PLAIN = np.diag([-9.0, -9.0, 10.0, 1.0])  # LPS: the first axis runs to the left
 SHAPE = (36, 32, 28)
 
@@ -229,7 +229,7 @@ def test_a_second_run_reads_nothing_until_a_source_changes(tmp_path, monkeypatch
     assert second.entries[0] == first.entries[0]
     assert second.entries[1].array != first.entries[1].array
     np.testing.assert_array_equal(load_mask(second.entries[1]) == 1, load_mask(first.entries[1]) == 2)
-    fewer = prepare_pair(cases[0], classes=("right lung",), spec=SPEC, folder=tmp_path / "cache", masks=True)
+    fewer = prepare_pair(cases[0], classes=CLASSES[:2], spec=SPEC, folder=tmp_path / "cache", masks=True)
     assert isinstance(fewer, Problem)  # a label that another study knew
     assert fewer.reason == "mask-labels"
     second.entries[0].array.write_bytes(b"cut")

@@ -31,7 +31,7 @@ def entries(tmp_path_factory):
         files = [write_nifti(folder / f"{i}{end}.nii.gz", x) for end, x in (("", hu), ("_seg", mask))]
         cases.append(Case(f"case_{i}", f"p{i}", "train", files[0], "", mask=files[1]))
     listing = Listing(cases)
-    return prepare_masks(listing, classes="ab", spec=SPEC, folder=folder / "c", workers=1, progress=False).entries
+    return prepare_masks(listing, classes="0ab", spec=SPEC, folder=folder / "c", workers=1, progress=False).entries
 
 
 def loader(entries, **options) -> PatchLoader:

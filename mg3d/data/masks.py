@@ -1,11 +1,11 @@
 """From volumes and their masks to a folder of prepared pairs, and from a prediction back to a file.
 
-    prepared = prepare_masks(listing, classes=("tumour",), spec=PatchSpec(...), folder=paths.cache() / "masks")
+    prepared = prepare_masks(listing, classes=("background", "tumour"), spec=PatchSpec(...), folder=folder)
     to_source(labels, entry.record, path)
 
 A volume is oriented to the frame of `mg3d.types` and resampled to the spacing of the spec (see `frame`: what becomes
 coarser is antialiased), then windowed to [0, 1]; its mask goes to the same grid by nearest neighbour, so that labels
-stay labels. Nothing is cropped. Labels are 0 for the background and k for the k-th of `classes`.
+stay labels. Nothing is cropped. `classes` names the values of a mask from 0, the background, on.
 
 A pair that cannot be used goes to `quarantine.csv` with a reason of `reading.REASONS`, or one of MASK_REASONS.
 """
@@ -125,11 +125,11 @@ def read_mask(path: Path, *, image: Image, classes: Sequence[str]) -> Shaped[np.
         raise BadVolume("mask-grid", path, detail)
     values = _scaled(stored)
     labels = np.rint(values)
-    wrong = ~((np.abs(values - labels) < WHOLE) & (labels >= 0) & (labels <= len(classes)))  # NaN is wrong too
+    wrong = ~((np.abs(values - labels) < WHOLE) & (labels >= 0) & (labels < len(classes)))  # NaN is wrong too
     if wrong.any():
-        names = ", ".join(f"{k} {name}" for k, name in enumerate(classes, 1))
+        names = ", ".join(f"{k} {name}" for k, name in enumerate(classes))
         found = few(f"{v:g}" for v in np.unique(values[wrong]))
-        detail = f"values {found}; known are 0 background, {names}. Correct the mask or the classes."
+        detail = f"values {found}; known are {names}. Correct the mask or the classes."
         raise BadVolume("mask-labels", path, detail)
     return labels.astype(np.uint8)
 
@@ -222,7 +222,7 @@ def _apart(a: np.ndarray, b: np.ndarray, shape: Sequence[int]) -> float:
 def _check_classes(entries: Sequence[Entry], classes: Sequence[str]) -> None:
     """Raise ValueError when no mask of the training split has a class: it could not be learnt."""
     counts = [entry.record["voxels"] for entry in entries if entry.case.split == "train" and entry.case.mask]
-    missing = [name for k, name in enumerate(classes, 1) if not any(sum(n[k : k + 1]) for n in counts)]
+    missing = [name for k, name in enumerate(classes) if k and not any(sum(n[k : k + 1]) for n in counts)]
     if counts and missing:
         raise ValueError(
             f"no mask of the {len(counts)} training cases holds {', '.join(missing)}. Correct the classes or the masks."

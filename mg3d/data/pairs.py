@@ -46,13 +46,13 @@ def _key(case: Case, spec: PatchSpec) -> str:
 def find(case: Case, spec: PatchSpec, folder: Path, *, classes: int) -> Entry | None:
     """The entry of a case that is prepared and whose sources have not changed; reads the sidecar alone.
 
-    One that holds a label above `classes` is read again, to say so. Raises OSError where a source is gone.
+    One that holds a label from `classes` on is read again, to say so. Raises OSError where a source is gone.
     """
     path, sources = _sidecar(case, spec, folder), stamps(case)
     try:
         record = json.loads(path.read_text())
         whole = all((folder / name).stat().st_size == size for name, size in record["files"].items())
-        known = whole and record["sources"] == sources and len(record.get("voxels", [])) <= classes + 1
+        known = whole and record["sources"] == sources and len(record.get("voxels", [])) <= classes
         return Entry(case, folder / record["array"], path) if known else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
