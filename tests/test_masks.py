@@ -260,3 +260,23 @@ def test_processes_give_the_same(tmp_path):
         assert x.array.name == y.array.name
         assert x.array.read_bytes() == y.array.read_bytes()
         assert x.record == y.record
+
+
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "ct"
+REAL = ("background", "right lung", "left lung", "heart", "oesophagus", "cord", "tumour", "lymph node")
+LIKE = {"lung1-001": 0.97, "lung1-002": 0.97, "4dlung-113": 0.9}  # Dice after 2.5 mm -> 3 mm -> 2.5 mm, all labels
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="no real volumes beside the clone")
+def test_real_masks_come_back_where_they_were(tmp_path):
+    cases = [Case(n, n, "train", SHARED / f"{n}.nii.gz", "", mask=SHARED / f"{n}_seg.nii.gz") for n in LIKE]
+    spec = replace(SPEC, spacing_mm=(3.0, 3.0, 3.0))
+    for entry in run(cases, tmp_path / "cache", classes=REAL, spec=spec).entries:
+        volume, mask = entry.load().astype(np.float32), np.array(load_mask(entry))
+        back = np.asarray(nibabel.load(to_source(mask, entry.record, tmp_path / "back.nii.gz")).dataobj) > 0
+        true = np.asarray(nibabel.load(entry.case.mask).dataobj) > 0
+        assert 2 * (back & true).sum() / (back.sum() + true.sum()) > LIKE[entry.case.id]
+        if (mask == 1).any():
+            assert volume[(mask == 1) | (mask == 2)].mean() < 0.25 < volume[mask > 2].mean()  # air; soft tissue
+            assert np.argwhere(mask == 1)[:, 2].mean() < np.argwhere(mask == 2)[:, 2].mean()  # right before left
+            assert np.argwhere(mask == 5)[:, 1].mean() > np.argwhere(mask == 1)[:, 1].mean()  # the cord lies behind
