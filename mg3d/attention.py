@@ -99,6 +99,12 @@ class CrossModalAttention(nn.Module):
             out = self._mean_over_queries(weights, y_real)[..., None].to(value.dtype) * value
         return out.transpose(1, 2).flatten(2), weights
 
+    def asked(
+        self, x: Float[Tensor, "B X E"], y: Float[Tensor, "B Y E"]
+    ) -> tuple[Float[Tensor, "B X E"], Float[Tensor, "B Y E"]]:
+        """Queries of x and keys of y of the classical mechanism, heads side by side: what the map is made of."""
+        return self.query(self.norm_x(x)), self.key(self.norm_y(y))
+
     def _weights(self, scores: Tensor, key_real: Tensor | None) -> Tensor:
         if self.gate == "sigmoid":
             weights = scores.sigmoid()

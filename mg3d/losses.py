@@ -15,6 +15,7 @@ autocast. CML, SSM and DFA compare patients: give them the features of the whole
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -235,3 +236,34 @@ def local(
     share = 1 / (real.sum(1)[owner] * real.any(1).sum())
     found = (F.kl_div(x.log_softmax(-1), target, reduction="none", log_target=True) for x in (logits, logits.T))
     return (sum(each.sum(-1) for each in found) * share).sum() / 2
+
+
+@in_float32
+def witness(
+    query: Float[Tensor, "B S E"],
+    key: Float[Tensor, "B N E"],
+    textual: Float[Tensor, "B S F"],
+    real: Bool[Tensor, "B S"],
+    *,
+    heads: int,
+    tau_text: float,
+) -> Float[Tensor, ""]:
+    """A sentence should find more of what it speaks of in its own patient's volume than in the others'.
+
+    What sentence s finds in volume j is z[s, j] = log mean_n exp(q_s . k_n / sqrt(e)), of the queries and keys of
+    Eq. 11: the logarithm of the number that its softmax divides by, so that a token's share in it is the map itself.
+    `local` can be had by looking at one place a kind of sentence, whatever is there; here the question is the same for
+    all volumes, and only what they show can answer it. Volumes whose reports say much the same are no negatives: the
+    target of a sentence is softmax_j(max_t cosine(s, t) / tau_text) over the sentences t of volume j's report, frozen
+    `textual` features; the loss is the divergence from it. A mean over the sentences of a report, then over reports.
+    """
+    owner = real.nonzero()[:, 0]
+    asks, keys = (x.unflatten(-1, (heads, -1)) for x in (query[real], key))
+    scores = torch.einsum("she,jnhe->hsjn", asks / math.sqrt(asks.shape[-1]), keys)
+    found = (scores.logsumexp(-1) - math.log(key.shape[1])).mean(0)
+    meaning = F.normalize(textual, dim=-1)
+    told = torch.einsum("sf,jtf->sjt", meaning[real], meaning).masked_fill(~real, -2).amax(-1)
+    target = (told / tau_text).log_softmax(-1)
+    share = 1 / (real.sum(1)[owner] * real.any(1).sum())
+    apart = F.kl_div(found.log_softmax(-1), target, reduction="none", log_target=True)
+    return (apart.sum(-1) * share).sum()

@@ -2,7 +2,7 @@
 
     L = mim L_MIM + mlm L_MLM + sfr L_SFR + cml L_CML                       within a patient   (10)
       + ssm L_SSM + dfa L_DFA                                               between patients   (14), (15)
-     (+ clip L_CLIP + local L_LOCAL                                         ours, weight 0 in the paper's reading)
+     (+ clip L_CLIP + local L_LOCAL + witness L_WITNESS                     ours, weight 0 in the paper's reading)
 
 Symbols as in the paper: I volume tokens, T words, S sentences; F_* features of one modality, H_* features that the
 other modality has shaped, a bar for a pooled one. The volume is encoded twice a step, whole and masked; the frozen text
@@ -86,7 +86,8 @@ class MG3D(Objective):
             self.pool_text = AttentionPool(width, heads=c.self_heads)
         if c.cml:
             self.pool_fused_text = AttentionPool(width, heads=c.self_heads)
-        if c.ssm or c.dfa or c.local:  # Eq. 11, no residual: else a sentence could pass as its visual feature
+        self.needs_specific = bool(c.ssm or c.dfa or c.local or c.witness)
+        if self.needs_specific:  # Eq. 11, no residual: else a sentence could pass as its visual feature
             if c.query == "sentence":
                 self.specific = CrossModalAttention(width, mode="classical", heads=c.heads)
             else:
@@ -117,7 +118,7 @@ class MG3D(Objective):
         terms: Losses = {}
         if c.mim and not self.only_gathers:
             terms["mim"] = self._volume_term(batch, told)
-        compares = c.cml or c.ssm or c.dfa or c.clip or c.local
+        compares = c.cml or c.clip or self.needs_specific
         if c.mlm or c.sfr or compares:
             volume, _ = self._tokens(batch)
             if (c.mlm or c.sfr) and not self.only_gathers:
@@ -128,16 +129,16 @@ class MG3D(Objective):
 
     @torch.no_grad()
     def maps(self, batch: Batch) -> tuple[Float[Tensor, "B layers heads S N"], tuple[int, int, int]]:
-        """Where each sentence looks: the maps of the volume's fusion layers on unmasked input, and the grid of the N
-        tokens.
+        """Where each sentence looks: the maps of the volume's fusion layers on unmasked input, and last that of Eq. 11,
+        of those that the variant has; and the grid of the N tokens.
 
-        With softmax over the volume tokens ("ours") each row sums to 1; in the classical mechanism each column does.
-        Maps of words are averaged over a sentence. A method without volume fusion gives the map of Eq. 11 instead, as
-        its one layer. Rows of sentences that don't exist mean nothing. Raises ValueError if the variant attends to no
-        volume token.
+        With softmax over the volume tokens ("ours", Eq. 11) each row sums to 1; in the classical mechanism each column
+        does. Maps of words are averaged over a sentence. Rows of sentences that don't exist mean nothing. Raises
+        ValueError if the variant attends to no volume token.
         """
         c, told = self.config, self._told(batch)
         volume, grid = self._tokens(batch)
+        layers: list[Tensor] = []
         if self.needs_volume_fusion:
             _, maps = self.volume_fusion(volume, told.clues, y_real=told.real)
             if c.mim_attention == "classical":
@@ -146,10 +147,12 @@ class MG3D(Objective):
                 flat = maps.movedim(3, 1).flatten(2)
                 pooled = sentence_mean(flat, told.report.sentence, told.sentences.shape[1])
                 maps = pooled.unflatten(2, (*maps.shape[1:3], -1)).movedim(1, 3)
-        elif (c.ssm or c.dfa or c.local) and c.query == "sentence" and c.keys == "tokens":
-            maps = self._specific(told, volume)[1][:, None]
-        else:
-            raise ValueError("this variant has no attention from text to volume tokens: give mim or cml a weight")
+            layers.append(maps)
+        if self.needs_specific and c.query == "sentence" and c.keys == "tokens":
+            layers.append(self._specific(told, volume)[1][:, None])
+        if not layers:
+            raise ValueError("this variant has no attention from text to volume tokens: give mim, cml or ssm a weight")
+        maps = torch.cat(layers, 1)
         return maps.float(), grid
 
     @torch.no_grad()
@@ -243,10 +246,10 @@ class MG3D(Objective):
             h_text = self.gather(self.pool_fused_text(fused, told.real))
             features = h_volume, f_volume, h_text, f_text
             terms["cml"] = self.once(losses.cml, *features, tau=c.tau, joint=c.cml_form == "joint")
-        if not (c.ssm or c.dfa or c.local):
+        if not self.needs_specific:
             return terms
         specific, _ = self._specific(told, volume)
-        if c.ssm or c.local:
+        if c.ssm or c.local or c.witness:
             alone = self.text.sentence_features(told.report)
             visual, textual, exists = (self.gather(x) for x in (specific, alone, real))
         if c.ssm:
@@ -254,6 +257,9 @@ class MG3D(Objective):
         if c.local:
             own = self.gather(self.from_text(told.sentences))
             terms["local"] = self.once(losses.local, visual, own, textual, exists, tau=c.tau, tau_text=c.tau_text)
+        if c.witness:
+            asked = (self.gather(x) for x in self.specific.asked(self._asking(told), volume))
+            terms["witness"] = self.once(losses.witness, *asked, textual, exists, heads=c.heads, tau_text=c.tau_text)
         if c.dfa:
             whole = self.gather(self.pool_specific(specific, real))
             fused_form = c.dfa_form == "fused"
@@ -266,6 +272,9 @@ class MG3D(Objective):
     ) -> tuple[Float[Tensor, "B S E"], Float[Tensor, "B *layers queries keys"]]:
         """H_S of Eq. 11, the volume as each sentence sees it, and the map, of one layer if sentences ask."""
         c = self.config
-        sentences = self.from_text(told.sentences) if c.guidance == "word" else told.clues
         keys = volume.mean(1, keepdim=True) if c.query == "volume" or c.keys == "pooled" else volume
-        return self.specific(sentences, keys, x_real=told.report.sentences)
+        return self.specific(self._asking(told), keys, x_real=told.report.sentences)
+
+    def _asking(self, told: Told) -> Float[Tensor, "B S E"]:
+        """The sentences at the width of the fusion."""
+        return self.from_text(told.sentences) if self.config.guidance == "word" else told.clues

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from mg3d.attention import Gate, Mode
 
 TERMS = ("mim", "mlm", "sfr", "cml", "ssm", "dfa")
-OURS = ("clip", "local")  # terms of our own, which neither the paper nor its code has
+OURS = ("clip", "local", "witness")  # terms of our own, which neither the paper nor its code has
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,11 @@ class MG3DConfig:
     dfa: float = 0.1
 
     # Ours, off in the paper's reading. "clip": F_I with F_T, the pair that zero-shot scores and retrieval use and no
-    # term of the paper compares. "local": H_S with its own sentence among all of the batch
+    # term of the paper compares. "local": H_S with its own sentence among all of the batch. "witness": what a sentence
+    # finds in its own volume with what it finds in the others of the batch
     clip: float = 0.0
     local: float = 0.0
+    witness: float = 0.0
     tau_text: float = 0.05  # equal sentences are no negatives: targets are a softmax of text cosines / this
 
     # Eq. 1, 3: what asks the volume, who asks whom, how the map is scaled
@@ -82,6 +84,8 @@ class MG3DConfig:
                 raise ValueError(f"{name}={getattr(self, name)} is a loss weight: take 0 or more")
         if not any(getattr(self, name) for name in (*TERMS, *OURS)):
             raise ValueError(f"every weight is 0: nothing to learn from; give one of {', '.join(TERMS)} a weight")
+        if self.witness and (self.query, self.keys) != ("sentence", "tokens"):
+            raise ValueError("witness asks volume tokens by sentences: take query='sentence' and keys='tokens' with it")
         if self.level > -1:
             raise ValueError(f"level={self.level} counts from the coarsest map: take -1, -2, ...")
         for name in ("mask_ratio", "word_ratio"):
@@ -130,5 +134,6 @@ VARIANTS = {
     "fine": replace(PAPER, level=-3),
     "clip": replace(PAPER, clip=0.1),
     "local": replace(PAPER, local=0.1),
+    "aligned": replace(PAPER, level=-3, mim=0.0, mlm=0.0, sfr=0.0, cml=0.0, clip=1.0, local=0.1, witness=1.0),
     "plus": replace(PAPER, level=-3, clip=0.1, local=0.1),
 }
