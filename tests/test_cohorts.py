@@ -3,10 +3,13 @@
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import cohort_trees as trees
+import numpy as np
 import pytest
+import volumes
 from cohort_trees import TREES, edit, touch
 
 from mg3d.data.cohorts import COHORTS, Leak, MissingCorpus, reports
@@ -14,7 +17,8 @@ from mg3d.data.cohorts.splits import fill, split
 from mg3d.data.frame import Spec
 from mg3d.data.hu import EIGHT_BIT
 from mg3d.data.listing import BadTable, Listing
-from mg3d.data.patches import PatchSpec
+from mg3d.data.masks import prepare_masks
+from mg3d.data.patches import PatchSpec, load_mask
 from mg3d.data.phantom.labels import LABELS
 from mg3d.types import Case
 
@@ -84,6 +88,30 @@ def test_rows_are_complete(name):
     else:
         assert all(n % 32 == 0 for n in cohort.spec.patch)
         assert cohort.classes[0] == "background"
+
+
+@pytest.mark.parametrize("name", ["covid19-20", "acdc"])
+def test_what_is_listed_can_be_prepared(tmp_path, name):
+    """Real files in two of the trees: a chest, and a heart without units, each with all labels of its cohort."""
+    tree, n = TREES[name]
+    cohort = COHORTS[name]
+    listing = cohort.read(tree(tmp_path), seed=0)
+    hu, affine = volumes.chest()[::2, ::2, ::2], volumes.AFFINE @ np.diag([2, 2, 2, 1])
+    if name == "acdc":
+        hu, affine = hu + 1100, np.diag([1.5, 1.5, 10.0, 1.0])
+    mask = np.zeros(hu.shape, np.uint8)
+    mask[5:9, 5:9, 2 : 2 + len(cohort.classes)] = range(len(cohort.classes))
+    for case in listing.cases:
+        assert case.mask is not None
+        volumes.write_nifti(case.volume, hu, affine=affine)
+        volumes.write_nifti(case.mask, mask, affine=affine)
+    assert isinstance(cohort.spec, PatchSpec)
+    spec = replace(cohort.spec, spacing_mm=(20.0, 16.0, 16.0) if name == "covid19-20" else cohort.spec.spacing_mm)
+    folder = tmp_path / "cache"
+    made = prepare_masks(listing, classes=cohort.classes, spec=spec, folder=folder, workers=1, progress=False)
+    assert made.quarantine == []
+    assert len(made.entries) == n
+    assert all(set(np.unique(load_mask(entry))) == set(range(len(cohort.classes))) for entry in made.entries)
 
 
 # splits

@@ -8,7 +8,7 @@ from mg3d.data import BadVolume
 from mg3d.data.frame import orientation
 from mg3d.data.pictures import pictures, read_pictures
 
-SLICES = np.random.default_rng(0).integers(0, 255, (12, 6, 8)).astype(np.uint8)  # slice, row, column
+SLICES = np.random.default_rng(0).integers(0, 255, (12, 10, 8)).astype(np.uint8)  # slice, row, column
 
 
 def write(folder, slices=SLICES, *, names="{}.png"):
@@ -31,7 +31,7 @@ def test_slices_come_in_the_order_of_their_numbers(tmp_path):
 def test_slices_lie_from_head_to_feet_as_radiologists_see_them(tmp_path):
     affine = read_pictures(write(tmp_path / "scan")).affine
     assert orientation(affine) == ((2, 1, 0), (-1.0, 1.0, 1.0))  # D is the third axis reversed, H rows, W columns
-    assert np.allclose(np.abs(np.diag(affine))[:3] * [8, 6, 12], [350, 350, 300])
+    assert np.allclose(np.abs(np.diag(affine))[:3] * [8, 10, 12], [350, 350, 300])
 
 
 def test_an_array_reads_like_its_pictures(tmp_path):
@@ -63,7 +63,7 @@ def test_what_cannot_be_used_is_said(tmp_path):
     (tmp_path / "empty").mkdir()
     assert reason(tmp_path / "empty", "no picture") == "missing"
     np.save(tmp_path / "flat.npy", SLICES[0])
-    assert reason(tmp_path / "flat.npy", "(6, 8)") == "not-3d"
+    assert reason(tmp_path / "flat.npy", "(10, 8)") == "not-3d"
     np.save(tmp_path / "float.npy", SLICES / 255)
     assert reason(tmp_path / "float.npy", "float64") == "not-nifti"
     np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
