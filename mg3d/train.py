@@ -79,31 +79,37 @@ def choose(cases: Sequence[Case], *, volumes: int) -> list[Case]:
     return [c for c in cases if c.id in kept]
 
 
-def cohort(recipe: Recipe, *, progress: bool = True) -> Cohort:
-    """List and prepare what the recipe trains and validates on (and the phantom's test cases); make the phantom first.
+def listed(recipe: Recipe, *, progress: bool = True) -> "Listing":
+    """What the recipe trains and validates on (and the phantom's test cases), not prepared; makes the phantom first.
 
     Raises MissingCorpus when the data are not there (what, where looked for, where to get it), and Leak when a patient
-    is in two splits. Single bad volumes go to the quarantine table.
+    is in two splits.
     """
     from mg3d.data import corpora
-    from mg3d.data.prepare import prepare
 
     size, folder = recipe.size, where(recipe)
+    if size.corpus == "phantom" and not recipe.data:
+        from mg3d.data.phantom.cohort import make
+
+        make(folder, train=size.volumes, valid=size.valid, test=size.test, progress=progress)
+    listing = corpora.cases(size.corpus, folder)
+    counts = {"train": size.volumes, "valid": size.valid, "test": size.test or -1}
+    chosen = [
+        c
+        for split, n in counts.items()
+        if n >= 0
+        for c in choose([c for c in listing.cases if c.split == split], volumes=n)
+    ]
+    return replace(listing, cases=chosen)
+
+
+def cohort(recipe: Recipe, *, progress: bool = True) -> Cohort:
+    """What `listed` gives, prepared; raises what it raises. Single bad volumes go to the quarantine table."""
+    from mg3d.data.prepare import prepare
+
     with distributed.first() as first:
         progress = progress and first
-        if size.corpus == "phantom" and not recipe.data:
-            from mg3d.data.phantom.cohort import make
-
-            make(folder, train=size.volumes, valid=size.valid, test=size.test)
-        listing = corpora.cases(size.corpus, folder)
-        counts = {"train": size.volumes, "valid": size.valid, "test": size.test or -1}
-        chosen = [
-            c
-            for split, n in counts.items()
-            if n >= 0
-            for c in choose([c for c in listing.cases if c.split == split], volumes=n)
-        ]
-        listing = replace(listing, cases=chosen)
+        listing = listed(recipe, progress=progress)
         prepared = prepare(listing, spec=spec(recipe), folder=kept(recipe), progress=progress)
     return Cohort(recipe, listing, prepared)
 

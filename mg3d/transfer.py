@@ -3,7 +3,8 @@
     Transfer(study="findings", init="run:mg3d-plus-swin_b-phantom-1234abcd", scale="phantom", share=0.1, seed=1)
 
 As with a recipe, the same transfer has the same `id`, lands in the same folder, is skipped when done and continued when
-it was cut off. A linear probe, few-shot and full fine-tuning are one study with other fields.
+it was cut off. A linear probe, few-shot and full fine-tuning are one study with other fields. At the scales of the
+phantom each study runs on a stand-in (mg3d/data/cohorts/phantom.py), at scale=real on its own cohort.
 """
 
 from dataclasses import asdict, dataclass
@@ -29,15 +30,63 @@ class Study:
     """One clinical question."""
 
     title: str
-    task: str  # classify | segment | generate | align
+    task: str  # a row of mg3d.heads.HEADS
     cohort: str  # a row of mg3d.data.cohorts.COHORTS; "" = a pre-training corpus with labels
     metric: str  # the paper's, or ours where the paper has none
-    budget: Budget  # at scale "real": the released code's, in steps
+    budget: Budget  # at scale "real": of the released code, where it says so, in steps
+    folder: str = ""  # of the cohort in MG3D_HOME/data; "" = the cohort's name
+    among: str = ""  # label whose positives are scored by themselves too
 
 
 STUDIES = {
-    "findings": Study(
-        "the 18 findings of CT-RATE (and of the phantom), a linear head on the volume alone",
+    "cc-ccii": Study(
+        "pneumonia: normal, common or COVID-19", "classify", "cc-ccii", "accuracy", Budget(90_500, 4, 3e-4, 3e-4)
+    ),
+    "luna16": Study(
+        "lung nodules: a scan with or without", "classify", "luna16", "auroc", Budget(20_000, 4, 1.5e-4, 1.5e-4)
+    ),
+    "msd06": Study("lung tumour, outlined", "segment", "msd06", "dice", Budget(25_500, 8, 1e-4, 1e-4)),
+    "covid19-20": Study("pneumonia, outlined", "segment", "covid19-20", "dice", Budget(75_500, 6, 7.5e-5, 7.5e-5)),
+    "acdc": Study(
+        "ventricles and myocardium in MRI, outlined", "segment", "acdc", "dice", Budget(24_000, 4, 3e-4, 3e-4)
+    ),
+    "stoic": Study(
+        "COVID-19 and its severity a month later",
+        "classify",
+        "stoic",
+        "auroc/severe",
+        Budget(32_000, 2, 5e-5, 5e-5),
+        among="covid",
+    ),
+    "ctrg-report": Study(
+        "a report for each volume", "generate", "ctrg-report", "bleu4", Budget(21_660, 2, 5e-5, 1e-4), folder="ctrg"
+    ),
+    "ctrate-vocabfine": Study(
+        "18 findings by prompts, learnt (CT-VocabFine)",
+        "align",
+        "ctrate-vocabfine",
+        "auroc",
+        Budget(10_000, 8, 1e-5, 1e-4),
+        folder="ctrate",
+    ),
+    "ctrate-zeroshot": Study(
+        "18 findings by prompts, of a pre-trained run as it is",
+        "align",
+        "ctrate-vocabfine",
+        "auroc",
+        Budget(0, 8, 0.0, 0.0),
+        folder="ctrate",
+    ),
+    "ctrate-retrieval": Study(
+        "the volume that a report belongs to, of a pre-trained run as it is",
+        "retrieve",
+        "ctrate-retrieval",
+        "report_to_volume/recall@50",
+        Budget(0, 8, 0.0, 0.0),
+        folder="ctrate",
+    ),
+    "findings": Study(  # ours: what the phantom's encoders are compared by
+        "the 18 findings of CT-RATE, a linear head on the volume alone",
         "classify",
         "",
         "auroc",
@@ -45,11 +94,17 @@ STUDIES = {
     ),
 }
 
-BUDGETS = {  # scale, task: what a study on the phantom gets
+BUDGETS = {  # scale, task: what a study on the phantom gets, if it trains at all
     ("demo", "classify"): Budget(40, 8, 5e-4, 5e-3),
+    ("demo", "segment"): Budget(40, 2, 1e-3, 2e-3),
+    ("demo", "generate"): Budget(40, 8, 5e-4, 2e-3),
+    ("demo", "align"): Budget(40, 8, 5e-4, 2e-3),
     ("phantom", "classify"): Budget(600, 16, 3e-4, 3e-3),
+    ("phantom", "segment"): Budget(600, 4, 5e-4, 1e-3),
+    ("phantom", "generate"): Budget(1500, 16, 3e-4, 1e-3),
+    ("phantom", "align"): Budget(600, 16, 3e-4, 1e-3),
 }
-PROBE = Budget(500, 0, 0.0, 3e-3)  # a step of a probe costs milliseconds, and sees every case: see tune.py
+PROBE = Budget(500, 0, 0.0, 3e-3)  # of pooled features: a step costs milliseconds, and sees every case
 
 
 @dataclass(frozen=True)
@@ -62,6 +117,7 @@ class Transfer(Plan):
     study: str = "findings"  # a row of STUDIES
     init: str = "scratch"  # scratch | run:<id of a pre-training run>
     encoder: str = ""  # a row of encoders.ENCODERS; "" = that of the run, from scratch swin_b
+    text: str = ""  # frozen text encoder, for studies of language; "" = that of the run, from scratch minilm
     scale: str = "demo"  # a row of SCALES (demo, phantom: the study on synthetic volumes) | real: its own cohort
     data: str = ""  # folder of the cohort; "" = MG3D_HOME/data/<cohort>
     share: float = 1.0  # of the training patients; for one seed, a smaller share's are among a larger one's
@@ -113,8 +169,12 @@ class Transfer(Plan):
     @property
     def budget(self) -> Budget:
         """What the study gets at this scale."""
-        budget = BUDGETS.get((self.scale, self.row.task), self.row.budget)
-        return Budget(PROBE.steps, budget.batch, budget.lr, PROBE.lr_head) if self.probe else budget
+        budget = self.row.budget
+        if budget.steps:
+            budget = BUDGETS.get((self.scale, self.row.task), budget)
+        if self.probe and self.row.task == "classify":
+            return Budget(PROBE.steps, budget.batch, budget.lr, PROBE.lr_head)
+        return budget
 
     @property
     def filled(self) -> Filled:
@@ -126,10 +186,10 @@ class Transfer(Plan):
     @property
     def id(self) -> str:
         """Readable name plus a hash of all that changes the outcome, the rows of its scale and study included."""
-        content = {k: v for k, v in asdict(self).items() if k not in ("checkpoint", "resume", "encoder")}
+        content = {k: v for k, v in asdict(self).items() if k not in ("checkpoint", "resume", "encoder", "text")}
         whole = {k: v for k, v in asdict(self.filled).items() if k != "checkpoint"}
         rows: list[Any] = [asdict(SCALES[self.scale]) if self.scale in SCALES else self.scale, asdict(self.row)]
-        encoder = "" if self.run else self.encoder or "swin_b"
+        encoder, text = ("", "") if self.run else (self.encoder or "swin_b", self.text or "minilm")
         start = self.run.rsplit("-", 1)[-1] if self.run else f"{self.init}-{encoder}"
         how = "probe" if self.probe else "full"
-        return f"{self.study}-{start}-{how}-{self.scale}-{self.digest(content | whole, encoder, rows)}"
+        return f"{self.study}-{start}-{how}-{self.scale}-{self.digest(content | whole, encoder, text, rows)}"

@@ -37,8 +37,10 @@ ARROWS = {  # part of mg3d: parts that it may import
     "grounding": "maps metrics data train runs types",
     "probing": "maps metrics train runs types distributed paths data",
     "transfer": "recipe",
-    "studies": "tasks encoders data train recipe transfer types",
-    "tune": "studies tasks encoders maps fit runs recipe transfer types distributed paths",
+    "studies": "tasks data train recipe transfer types paths",
+    "heads": "studies tasks objectives encoders data text train runs recipe transfer",
+    "frozen": "tasks encoders fit recipe types distributed",
+    "tune": "studies heads frozen tasks encoders data maps train fit runs recipe transfer types distributed paths",
     "html": "",
     "batch": "html paths",
     "__init__": "train maps grounding probing tune runs recipe transfer",  # lazily

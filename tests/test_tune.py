@@ -24,7 +24,7 @@ from mg3d.recipe import Scale
 from mg3d.runs import DamagedRun
 from mg3d.studies import check_labels, few_shot, material
 from mg3d.train import pretrain
-from mg3d.tune import first_encoder, load, main, predict, results
+from mg3d.tune import begin, load, main, predict, results, source_of
 from mg3d.types import Case
 
 TINY = Scale("phantom", 24, 8, 1, 2, (48, 32, 48), shrink=16, lr=1e-3, lr_fusion=1e-3, test=8)
@@ -99,13 +99,14 @@ def test_the_loaded_task_gives_the_predictions_that_were_kept(scratch):
 
 
 def test_an_encoder_comes_from_its_run_whole_or_not_at_all(run, tmp_path):
-    encoder, start = first_encoder(tuned(run))
+    start, task, _ = begin(material(tuned(run)), source_of(tuned(run)))
     for name, value in run.weights("encoder").items():
-        assert torch.equal(encoder.state_dict()[name], value)
-    assert start["loaded"] == {"matched": len(encoder.state_dict()), "missing": (), "unexpected": ()}
-    other, start = first_encoder(made())
+        assert torch.equal(task.encoder.state_dict()[name], value)
+    assert start["loaded"] == {"matched": len(task.encoder.state_dict()), "missing": (), "unexpected": ()}
+    start, other, _ = begin(material(made()), source_of(made()))
     assert start["loaded"] is None
-    assert not all(torch.equal(a, b) for a, b in zip(encoder.parameters(), other.parameters(), strict=True))
+    pairs = zip(task.encoder.parameters(), other.encoder.parameters(), strict=True)
+    assert not all(torch.equal(a, b) for a, b in pairs)
     with pytest.raises(ValueError, match=r"encoder='unet', but mg3d-clip-toy.* has trained 'toy'"):
         finetune(tuned(run, encoder="unet"))
     with pytest.raises(FileNotFoundError, match=r"no run mg3d-x .*mg3d-clip-toy"):
@@ -136,19 +137,17 @@ def test_few_weights_are_an_error(run):
 
 def relabel(patch: pytest.MonkeyPatch, change) -> None:
     """Change the labels of the test split, as seen by a study."""
-    cohort = mg3d.studies.train.cohort
+    listed = mg3d.studies.train.listed
 
     def changed(recipe, **how):
-        found = cohort(recipe, **how)
-        entries = [
-            replace(e, case=replace(e.case, labels={n: change(v) for n, v in e.case.labels.items()}))
-            if e.case.split == "test"
-            else e
-            for e in found.prepared.entries
+        found = listed(recipe, **how)
+        cases = [
+            replace(c, labels={n: change(v) for n, v in c.labels.items()}) if c.split == "test" else c
+            for c in found.cases
         ]
-        return replace(found, prepared=replace(found.prepared, entries=entries))
+        return replace(found, cases=cases)
 
-    patch.setattr(mg3d.studies.train, "cohort", changed)
+    patch.setattr(mg3d.studies.train, "listed", changed)
 
 
 class Stop(Exception):

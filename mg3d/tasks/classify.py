@@ -102,8 +102,8 @@ class Classify(Task):
         if self.exclusive:
             return multiclass(scores, true[:, 0], names=self.names)
         line = multilabel(scores, true, names=self.names)
-        for name, (some, column) in self._among(scores, true).items():
-            line[name] = float(auroc(some, column))
+        for name, (kept, column) in self._among(true).items():
+            line[name] = float(auroc(scores[kept, column], true[kept, column]))
         return line
 
     def intervals(
@@ -129,18 +129,22 @@ class Classify(Task):
             value, low, high = (float(np.asarray(x)[i]) for x in each)
             if not np.isnan(value):
                 found[f"auroc/{name}"] = Interval(value, low, high)
+        names = np.array(cases)
+        for name, (kept, column) in self._among(true).items():
+            some, which = scores[kept, column], true[kept, column]
+            found[name] = bootstrap(lambda w, s=some, t=which: auroc(s, t, w), names[kept])
         return found
 
     def _tables(self, predictions: Sequence[Any], targets: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
         return np.stack(predictions), np.stack(targets).astype(int)
 
-    def _among(self, scores: np.ndarray, true: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Scores and targets of each other label among the positives of `among`, where it has both classes."""
+    def _among(self, true: np.ndarray) -> dict[str, tuple[np.ndarray, int]]:
+        """The positives of `among`, and the column of each other label that has both classes there."""
         if not self.among:
             return {}
         kept = true[:, self.names.index(self.among)] == 1
-        columns = {n: (scores[kept, i], true[kept, i]) for i, n in enumerate(self.names) if n != self.among}
-        return {f"auroc/{n} among {self.among}": c for n, c in columns.items() if len(set(c[1].tolist())) == 2}
+        columns = {n: i for i, n in enumerate(self.names) if n != self.among and len(set(true[kept, i].tolist())) == 2}
+        return {f"auroc/{n} among {self.among}": (kept, i) for n, i in columns.items()}
 
 
 def _f1(says: np.ndarray, true: np.ndarray, weights: np.ndarray) -> np.ndarray:
