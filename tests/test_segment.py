@@ -73,6 +73,16 @@ def test_a_label_for_each_voxel_of_any_volume(shape):
     assert task(some)["ce"].isfinite()  # whole volumes have a loss too
 
 
+def test_half_precision_says_the_same():
+    task, some = segment("swin_b"), batch((24, 16, 20))
+    with torch.no_grad():
+        full = task.logits(some.volume)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            half, losses = task.logits(some.volume), task(some)
+    assert torch.corrcoef(torch.stack([half.float().flatten(), full.flatten()]))[0, 1] > 0.99
+    assert all(x.dtype == torch.float32 and x.isfinite() for x in losses.values())
+
+
 def test_windows_are_blended_by_a_gaussian():
     """Against the definition: what each window says, weighted, voxel by voxel."""
     task = segment()

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Int, Shaped
 
+from mg3d.data import frame
 from mg3d.data.loader import IN_ORDER, _ahead, seeds
 from mg3d.data.store import DamagedCache, Entry
 from mg3d.types import Batch
@@ -52,7 +53,7 @@ class PatchSpec:
     @property
     def hash(self) -> str:
         """Eight hex digits of what shapes the prepared numbers (not of the patches); the same on every machine."""
-        fields = (tuple(map(float, self.spacing_mm)), tuple(map(float, self.window_hu)), VERSION)
+        fields = (tuple(map(float, self.spacing_mm)), tuple(map(float, self.window_hu)), VERSION, frame.VERSION)
         return sha256(repr(fields).encode()).hexdigest()[:8]
 
 

@@ -84,7 +84,8 @@ class Segment(Task):
         return list(self.logits(batch.volume).argmax(1).to(torch.uint8).cpu().numpy())
 
     def score(self, predictions: Sequence[Any], targets: Sequence[Any]) -> dict[str, float]:
-        """ "dice", "nsd" and "hd95" (mm), means over classes, and each with "/<class>", a mean over cases.
+        """Means over cases, on the prepared grid: "dice/<class>", "nsd/<class>", "hd95/<class>" in mm; and over classes
+        of these: "dice", "nsd", "hd95".
 
         A class that is neither in the mask nor in the prediction of a case is left out there. One that is in one of
         them alone has Dice and NSD 0 and no HD95; "unmatched" counts these. Raises ValueError where nothing is there to
