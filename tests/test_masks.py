@@ -107,11 +107,22 @@ def test_the_same_patient_in_any_frame_gives_the_same_pair(tmp_path, frame):
         volume, labels = (tmp_path / f"{name}{end}.nii.gz" for end in ("", "_seg"))
         write_nifti(volume, hu, affine)
         write_nifti(labels, mask, affine)
-        spec = replace(SPEC, spacing_mm=(21.0, 17.0, 19.0))  # no centre lies half way
-        found += run([Case(name, name, "train", volume, "", mask=labels)], tmp_path / "c", spec=spec).entries
-    np.testing.assert_allclose(*(e.load().astype(float) for e in found), atol=2e-3)
-    np.testing.assert_array_equal(*map(load_mask, found))
-    np.testing.assert_allclose(*(e.record["affine"] for e in found), atol=1e-3)
+        for spacing in ((21.0, 17.0, 19.0), SPEC.spacing_mm):  # the second: every centre half way between two voxels
+            one = Case(name, name, "train", volume, "", mask=labels)
+            found += run([one], tmp_path / "c", spec=replace(SPEC, spacing_mm=spacing)).entries
+    for a, b in zip(found[:2], found[2:], strict=True):
+        np.testing.assert_allclose(a.load().astype(float), b.load().astype(float), atol=2e-3)
+        np.testing.assert_array_equal(load_mask(a), load_mask(b))
+        np.testing.assert_allclose(a.record["affine"], b.record["affine"], atol=1e-3)
+
+
+def test_a_mask_is_not_shifted(tmp_path):
+    """A ball at the middle stays at the middle, and halves of voxels go both ways."""
+    grid = np.stack(np.meshgrid(*map(np.arange, SHAPE), indexing="ij"), -1)
+    ball = (np.linalg.norm(grid - (np.array(SHAPE) - 1) / 2, axis=-1) < 9).astype(np.uint8)
+    (entry,) = run([case(tmp_path, 0, mask=ball)], tmp_path / "cache", classes=CLASSES[:2]).entries
+    mask = load_mask(entry)
+    np.testing.assert_allclose(np.argwhere(mask).mean(0), (np.array(mask.shape) - 1) / 2)
 
 
 @pytest.mark.parametrize("frame", FRAMES)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 
 from mg3d import paths
 from mg3d.data import BadVolume, Image, frame, pairs, store
@@ -195,10 +195,18 @@ def _resampled(
     volume = np.clip((values - low) / (high - low), 0, 1).astype(np.float16)
     if mask is None:
         return volume, None, record
-    places = [np.clip(np.rint(x), 0, n - 1).astype(int) for x, n in zip(grid.centres(), grid.size, strict=True)]
-    labels = mask.transpose(grid.axes)[np.ix_(*places)]  # nearest neighbour
+    labels = mask.transpose(grid.axes)[np.ix_(*map(_nearest, grid.centres(), grid.size))]
     counts = {"voxels": labels, "source_voxels": mask}
     return volume, labels, record | {k: np.bincount(v.ravel()).tolist() for k, v in counts.items()}
+
+
+def _nearest(x: Float[np.ndarray, " M"], size: int) -> Int[np.ndarray, " M"]:
+    """The voxel of a source axis that is nearest to each centre, of two the one that is nearer to the axis's middle.
+
+    Halves are common (1.25 mm to 2.5): rounded all one way they would shift a mask by half a voxel.
+    """
+    middle = (size - 1) / 2
+    return np.clip(np.rint(middle + (x - middle) * (1 - 1e-9)), 0, size - 1).astype(int)
 
 
 def _has_units(spec: PatchSpec) -> bool:
