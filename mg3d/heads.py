@@ -109,7 +109,7 @@ def options_of(material: Material, source: Run | None) -> dict[str, Any]:
         spacing = list(getattr(material.spec, "spacing_mm"))  # noqa: B009
         return {"names": names, "patch": list(material.shape), "spacing_mm": spacing}
     if task == "generate":
-        return {"longest": text_of(transfer, source)["max_words"]}
+        return {}
     return {"names": names, "embedder": {} if source is None else _readings(source.recipe)}
 
 
@@ -125,10 +125,8 @@ def _readings(recipe: Recipe) -> dict[str, Any]:
 
 
 def text_of(transfer: Transfer, source: Run | None) -> dict[str, Any]:
-    """Name of the text encoder, and how long its texts may be. ValueError where it is not that of the run."""
+    """Name of the text encoder, and how long its texts may be."""
     recipe = Recipe(text=transfer.text or "minilm") if source is None else source.recipe
-    if transfer.text not in ("", recipe.text):
-        raise ValueError(f"text={transfer.text!r}, but {transfer.run} has learnt from {recipe.text!r}: leave it out")
     return {"text": recipe.text, "max_words": recipe.max_words}
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "valid", "test")
 SPACING_MM, PATCH = (5.625, 5.625, 5.625), (64, 64, 64)  # of the phantom's segmentations: a patch is a whole volume
+WATCHED = 32  # validation volumes of a segmentation, at most: each is predicted ten times in a run
 READ = 64  # reports that are tokenised at a time
 
 Tokenise = Callable[[Sequence[str]], Report]
@@ -61,12 +62,13 @@ class Material:
         """The report of each case of a split."""
         return {e.case.id: e.case.report for e in self.entries[split]}
 
-    def pieces(self, tokenise: Tokenise) -> tuple[int, ...]:
-        """The vocabulary of the training reports."""
+    def vocabulary(self, tokenise: Tokenise) -> tuple[tuple[int, ...], int]:
+        """The pieces that the training reports have, and how many of them the longest report has."""
         from mg3d.tasks.generate import vocabulary
 
         reports = list(self.reports("train").values())
-        return vocabulary(tokenise(reports[i : i + READ]) for i in range(0, len(reports), READ))
+        read = [tokenise(reports[i : i + READ]) for i in range(0, len(reports), READ)]
+        return vocabulary(read), max(int(some.real.sum(1).max()) for some in read)
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -92,9 +94,11 @@ def material(transfer: Transfer, *, progress: bool = True) -> Material:
     without cases, for labels that are missing or out of range, and where nothing could be learnt or chosen.
     """
     listing, names, exclusive = _listing(transfer, progress=progress)
-    pool = [c for c in listing.cases if c.split == "train"]
-    kept = {c.id for c in few_shot(pool, share=transfer.share, seed=transfer.seed)}
-    listing = replace(listing, cases=[c for c in listing.cases if c.split != "train" or c.id in kept])
+    chosen = {s: [c for c in listing.cases if c.split == s] for s in SPLITS}
+    chosen["train"] = few_shot(chosen["train"], share=transfer.share, seed=transfer.seed)
+    if transfer.row.task == "segment":
+        chosen["valid"] = train.choose(chosen["valid"], volumes=WATCHED)
+    listing = replace(listing, cases=[c for some in chosen.values() for c in some])
     spec, prepared = _prepared(transfer, listing, names, progress=progress)
     entries = {s: [e for e in prepared.entries if e.case.split == s] for s in SPLITS}
     empty = [s for s, some in entries.items() if not some]

@@ -65,7 +65,19 @@ def finetune(transfer: Transfer) -> Run:
         run = Run.open(transfer)
         with run.lock():
             _finetune(run, material, start, task, batches)
+    elif transfer.run:
+        start = results(run)["start"]
+        _agree(transfer, encoder=start["encoder"], text=start["text"]["text"])
     return run
+
+
+def _agree(transfer: Transfer, **there: str) -> None:
+    """Raise ValueError where a transfer names another encoder than that of the run it starts from."""
+    for name, value in there.items():
+        if getattr(transfer, name) not in ("", value):
+            raise ValueError(
+                f"{name}={getattr(transfer, name)!r}, but {transfer.run} has learnt with {value!r}: leave it out"
+            )
 
 
 def source_of(transfer: Transfer) -> Run | None:
@@ -73,9 +85,7 @@ def source_of(transfer: Transfer) -> Run | None:
     if not transfer.run:
         return None
     source = opened(transfer.run)
-    name = source.recipe.encoder
-    if transfer.encoder not in ("", name):
-        raise ValueError(f"encoder={transfer.encoder!r}, but {source.path.name} has trained {name!r}: leave it out")
+    _agree(transfer, encoder=source.recipe.encoder, text=source.recipe.text)
     if not source.done:
         raise DamagedRun(f"{source.path}: the run is at step {source.step} and has no weights yet; finish it first")
     return source
@@ -102,7 +112,7 @@ def begin(material: Material, source: Run | None) -> tuple[dict[str, Any], Task,
     if words is not None:
         text, tokenise = words
         if kind == "generate":
-            pieces = material.pieces(tokenise)
+            pieces, start["options"]["longest"] = material.vocabulary(tokenise)
         else:
             used = studies.SPLITS if transfer.filled.steps else ("test",)
             train.fill(text, tokenise, (e.case for split in used for e in material.entries[split]))

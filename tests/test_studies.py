@@ -1,17 +1,26 @@
 """All studies on a tiny phantom: each ends in its metric with an interval, from scratch and from a run."""
 
+from dataclasses import replace
+from typing import Any
+
+import cohort_trees
 import numpy as np
 import pytest
+import torch
+from nibabel.nifti1 import Nifti1Image
 from toy import ToyEncoder
 from trained import trained
+from volumes import AFFINE, SHAPE, chest, write_nifti
 
 from mg3d import Transfer, finetune
+from mg3d.data.cohorts import COHORTS, MissingCorpus
+from mg3d.data.patches import PatchSpec
 from mg3d.encoders import ENCODERS
 from mg3d.heads import words_of
 from mg3d.recipe import Scale
 from mg3d.studies import material
 from mg3d.transfer import STUDIES
-from mg3d.tune import load, predict, results
+from mg3d.tune import begin, load, predict, results
 
 TINY = Scale("phantom", 20, 12, 1, 2, (48, 32, 48), shrink=16, lr=1e-3, lr_fusion=1e-3, test=12)
 
@@ -20,16 +29,16 @@ TINY = Scale("phantom", 20, 12, 1, 2, (48, 32, 48), shrink=16, lr=1e-3, lr_fusio
 def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ENCODERS, "toy", lambda shrink, shape: ToyEncoder())
-        patch.setattr("mg3d.studies.PATCH", (48, 48, 48))
-        patch.setattr("mg3d.studies.SPACING_MM", (7.5, 7.5, 7.5))
+        patch.setattr("mg3d.studies.PATCH", (32, 32, 32))
+        patch.setattr("mg3d.studies.SPACING_MM", (11.25, 11.25, 11.25))
         with trained(tmp_path_factory.mktemp("home"), TINY, variant="clip", encoder="toy") as run:
             yield run
 
 
 def transfer(study: str, run=None, **fields) -> Transfer:
-    steps = {"steps": 2} if STUDIES[study].budget.steps else {}
-    origin = {"encoder": "toy", "text": "tiny"} if run is None else {"init": f"run:{run.path.name}"}
-    return Transfer(study=study, scale="tinier", batch=4, lr=1e-3, lr_head=1e-2, **steps, **origin, **fields)
+    how: dict[str, Any] = {"steps": 2} if STUDIES[study].budget.steps else {}
+    how |= {"encoder": "toy", "text": "tiny"} if run is None else {"init": f"run:{run.path.name}"}
+    return Transfer(study=study, scale="tinier", batch=4, lr=1e-3, lr_head=1e-2, **how | fields)
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -49,3 +58,91 @@ def test_a_study_from_a_run(run, study):
     found = predict(task, batches, plan=this, reports=test.reports("test"))
     again = task.score(found.predictions, found.targets)
     assert again[said["metric"]] == pytest.approx(line["value"], abs=1e-6)
+
+
+def test_projections_come_from_the_run_that_trained_them(run):
+    _, task, batches = begin(material(transfer("ctrate-vocabfine", run), progress=False), run)
+    for name, value in run.weights("model").items():
+        if name.startswith("from_text."):
+            assert torch.equal(task.get_submodule("embedder").state_dict()[name], value)
+    assert {type(b).__name__ for b in batches.values()} == {"Loader"}
+    with pytest.raises(ValueError, match=r"text='minilm', but mg3d-clip-toy.* has learnt with 'tiny': leave it out"):
+        finetune(transfer("ctrate-vocabfine", run, text="minilm"))
+
+
+def test_a_run_as_it_is_beats_no_run_only_by_what_it_takes(run):
+    """Without a step, results are those of the weights: another seed changes nothing from a run, all from scratch."""
+    same = [results(finetune(transfer("ctrate-zeroshot", run, seed=s)))["test"] for s in (0, 1)]
+    assert same[0] == same[1]
+    other = [results(finetune(transfer("ctrate-zeroshot", seed=s)))["test"] for s in (0, 1)]
+    assert other[0] != other[1]
+
+
+def test_a_report_is_written_from_the_training_vocabulary(run):
+    this = transfer("ctrg-report", share=0.2)
+    done = finetune(this)
+    said, found = results(done), material(this, progress=False)
+    longest = said["start"]["options"]["longest"]
+    assert 10 < longest < 512
+    assert said["cases"]["train"] == 4
+    written = np.load(done.path / "predictions.npz")["predictions"]
+    assert written.shape == (12,)
+    words = words_of("generate", said["start"]["text"])
+    assert words is not None
+    pieces, _ = found.vocabulary(words[1])
+    assert load(done).get_buffer("pieces").tolist() == [0, *pieces]
+
+
+@pytest.fixture
+def tumours(tmp_path, monkeypatch):
+    """MSD06 in its layout, with a cube that is a tumour in each volume."""
+    folder = cohort_trees.msd06(tmp_path / "msd06", volumes=10)
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[20:28, 10:18, 8:16] = 1
+    for i in range(10):
+        write_nifti(folder / f"Task06_Lung/imagesTr/lung_{i:03d}.nii.gz", chest(seed=i))
+        write_nifti(folder / f"Task06_Lung/labelsTr/lung_{i:03d}.nii.gz", mask)
+    spec = PatchSpec((10.0, 8.0, 8.0), (-175.0, 250.0), (16, 16, 16))
+    monkeypatch.setitem(COHORTS, "msd06", replace(COHORTS["msd06"], spec=spec))
+    return folder
+
+
+def test_a_real_cohort_is_segmented_in_the_frame_of_its_files(run, tumours):
+    fields: dict[str, Any] = {"study": "msd06", "scale": "real", "data": str(tumours), "init": f"run:{run.path.name}"}
+    done = finetune(Transfer(steps=2, batch=2, seed=1, **fields))
+    said = results(done)
+    assert said["protocol"]["cohort"] == "msd06"
+    assert said["cases"] == {"train": 7, "valid": 1, "test": 2}
+    files = sorted((done.path / "masks").iterdir())
+    kept = np.load(done.path / "predictions.npz")
+    assert [f.name.removesuffix(".nii.gz") for f in files] == sorted(kept["ids"])
+    assert kept["dice"].shape == (2, 1)
+    for file in files:
+        picture = Nifti1Image.from_filename(file)
+        assert picture.affine is not None
+        assert picture.shape == SHAPE
+        np.testing.assert_allclose(picture.affine, AFFINE)
+    other = material(Transfer(seed=2, **fields), progress=False)
+    assert other.protocol["cases"]["test"] != said["protocol"]["cases"]["test"]  # another fold
+
+
+def test_what_is_not_there_says_where_to_get_it(run):
+    with pytest.raises(MissingCorpus, match=r"msd06.*medicaldecathlon"):
+        finetune(Transfer(study="msd06", scale="real", encoder="toy"))
+    with pytest.raises(ValueError, match="no ground truth"):
+        material(Transfer(study="luna16", scale="folder", data=str(csv_of(run))))
+
+
+def csv_of(run):
+    """Two volumes of the phantom as a corpus of one's own."""
+    cases = [e.case for e in material(transfer("findings", run), progress=False).entries["train"][:2]]
+    rows = [f"{c.id},{c.volume},there is nothing,{c.patient}" for c in cases]
+    file = run.path.parent / "own.csv"
+    file.write_text("\n".join(["id,volume,report,patient", *rows]))
+    return file
+
+
+def test_a_segmentation_is_chosen_by_few_volumes(run, monkeypatch):
+    monkeypatch.setattr("mg3d.studies.WATCHED", 5)
+    found = material(transfer("acdc", run), progress=False)
+    assert {s: len(entries) for s, entries in found.entries.items()} == {"train": 20, "valid": 5, "test": 12}

@@ -107,7 +107,7 @@ def test_an_encoder_comes_from_its_run_whole_or_not_at_all(run, tmp_path):
     assert start["loaded"] is None
     pairs = zip(task.encoder.parameters(), other.encoder.parameters(), strict=True)
     assert not all(torch.equal(a, b) for a, b in pairs)
-    with pytest.raises(ValueError, match=r"encoder='unet', but mg3d-clip-toy.* has trained 'toy'"):
+    with pytest.raises(ValueError, match=r"encoder='unet', but mg3d-clip-toy.* has learnt with 'toy'"):
         finetune(tuned(run, encoder="unet"))
     with pytest.raises(FileNotFoundError, match=r"no run mg3d-x .*mg3d-clip-toy"):
         finetune(made(init="run:mg3d-x"))
