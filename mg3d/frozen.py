@@ -3,13 +3,17 @@
 small, batches = held(task, batches, plan=transfer)       the head of `task` on features that are kept
 """
 
+import hashlib
+import io
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import final
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mg3d import distributed
+from mg3d import distributed, paths
 from mg3d.encoders import Encoder
 from mg3d.fit import Batches, autocast
 from mg3d.recipe import Plan
@@ -64,19 +68,46 @@ def held(task: Classify, batches: Mapping[str, Batches], *, plan: Plan) -> tuple
 
 @torch.no_grad()
 def _features(encoder: Encoder, batches: Batches, *, plan: Plan) -> Batch:
-    """One batch of a split whose volumes are the pooled features."""
+    """One batch of a split whose volumes are the pooled features, encoded if they are not kept."""
     device = next(encoder.parameters()).device
+    place = _place(encoder, batches, plan=plan)
+    known = _kept(place)
     pooled: list[Tensor] = []
     parts: list[Batch] = []
     for batch in batches.all():
-        with autocast(plan, device):
-            pooled.append(encoder(batch.volume.to(device)).pooled.float().cpu())
+        if known is None:
+            with autocast(plan, device):
+                pooled.append(encoder(batch.volume.to(device)).pooled.float().cpu())
         parts.append(batch)
     targets = [b.target for b in parts if b.target is not None]
     ids = tuple(i for b in parts for i in b.ids)
+    features = torch.cat(pooled) if known is None else torch.from_numpy(known)
+    if known is None:
+        buffer = io.BytesIO()
+        np.save(buffer, features.numpy())
+        paths.write_atomic(place, buffer.getvalue())
     return Batch(
-        volume=torch.cat(pooled)[:, None, :, None, None],
+        volume=features[:, None, :, None, None],
         ids=ids,
         seeds=torch.cat([b.seeds for b in parts]),
         target=torch.cat(targets) if targets else None,
     )
+
+
+def _place(encoder: Encoder, batches: Batches, *, plan: Plan) -> Path:
+    """Where the features of a split are kept: named by all that they are computed from."""
+    digest = hashlib.sha256(f"{type(encoder).__name__} {plan.precision} {plan.filled.batch}".encode())
+    for name, value in encoder.state_dict().items():
+        digest.update(f"{name} {value.device.type} {tuple(value.shape)}".encode())
+        digest.update(value.cpu().numpy().tobytes())
+    for entry in getattr(batches, "entries"):  # noqa: B009  (of a Loader)
+        digest.update(entry.array.name.encode())
+    return paths.cache() / "features" / f"{digest.hexdigest()[:24]}.npy"
+
+
+def _kept(place: Path) -> np.ndarray | None:
+    """Features that are there and whole."""
+    try:
+        return np.load(place, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None

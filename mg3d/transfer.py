@@ -104,7 +104,7 @@ BUDGETS = {  # scale, task: what a study on the phantom gets, if it trains at al
     ("phantom", "generate"): Budget(1500, 16, 3e-4, 1e-3),
     ("phantom", "align"): Budget(600, 16, 3e-4, 1e-3),
 }
-PROBE = Budget(500, 0, 0.0, 3e-3)  # of pooled features: a step costs milliseconds, and sees every case
+PROBE = Budget(200, 0, 0.0, 1e-3)  # of pooled features: a step costs milliseconds, and sees every case
 
 
 @dataclass(frozen=True)

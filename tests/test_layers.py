@@ -39,7 +39,7 @@ ARROWS = {  # part of mg3d: parts that it may import
     "transfer": "recipe",
     "studies": "tasks data train recipe transfer types paths",
     "heads": "studies tasks objectives encoders data text train runs recipe transfer",
-    "frozen": "tasks encoders fit recipe types distributed",
+    "frozen": "tasks encoders fit recipe types distributed paths",
     "tune": "studies heads frozen tasks encoders data maps train fit runs recipe transfer types distributed paths",
     "html": "",
     "batch": "html paths",

@@ -237,7 +237,15 @@ def test_a_probe_learns_its_head_alone_on_features_encoded_once(run, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(ToyEncoder, "forward", counting)
         probed = finetune(transfer)
-    assert sum(seen) == 24 + 8 + 8
+        assert sum(seen) == 24 + 8 + 8
+        finetune(tuned(run, probe=True, steps=3, lr_head=1e-2, seed=2))  # the same volumes, the same encoder
+        assert sum(seen) == 24 + 8 + 8
+        finetune(tuned(run, probe=True, steps=3, lr_head=1e-2, share=0.5))
+        assert sum(seen) == 24 + 8 + 8 + 12
+        next((run.path.parents[1] / "cache" / "features").iterdir()).write_bytes(b"")
+        again = finetune(tuned(run, probe=True, steps=30, lr_head=1e-2, resume=False))
+        assert sum(seen) > 24 + 8 + 8 + 12
+    assert again.path == probed.path
     task, before = load(probed), run.weights("encoder")
     for name, value in task.encoder.state_dict().items():
         assert torch.equal(value, before[name])
