@@ -24,7 +24,7 @@ def writer(pieces: int = 6, longest: int = 5, seed: int = 0, **more) -> tuple[Wr
     torch.manual_seed(seed)
     made = Writer(16, pieces=pieces, longest=longest, heads=2, **more).eval()
     with torch.no_grad():
-        made.next.weight.mul_(8)  # texts differ by more than rounding
+        made.piece.weight.mul_(8)  # texts differ by more than rounding
     return made, torch.randn(3, 7, 16)
 
 
@@ -101,7 +101,7 @@ def test_no_run_is_said_twice():
     assert repeats(text, 3, pieces=6).nonzero().tolist() == [[0, 0, 5]]  # 3 4 5 again
     model, memory = writer(pieces=5, longest=30)
     with torch.no_grad():
-        model.next.bias[END] = -20.0
+        model.bias[END] = -200.0
         for n in (2, 3):
             row = model.write(memory, begin=BEGIN, end=END, beams=2, block=n)[0].tolist()
             said = row[: row.index(END)] if END in row else row
