@@ -146,3 +146,17 @@ def test_a_segmentation_is_chosen_by_few_volumes(run, monkeypatch):
     monkeypatch.setattr("mg3d.studies.WATCHED", 5)
     found = material(transfer("acdc", run), progress=False)
     assert {s: len(entries) for s, entries in found.entries.items()} == {"train": 20, "valid": 5, "test": 12}
+
+
+@pytest.mark.parametrize("study", ["covid19-20", "ctrate-vocabfine"])
+def test_a_probe_leaves_the_encoder_as_it_is(run, study):
+    done = finetune(transfer(study, run, probe=True))
+    before, after = run.weights("encoder"), done.weights("model")
+    assert all(torch.equal(after[f"encoder.{name}"], value) for name, value in before.items())
+    assert len(done.metrics) == 2
+
+
+def test_retrieval_can_be_trained_too(run):
+    done = finetune(transfer("ctrate-retrieval", run, steps=2))
+    assert len(done.metrics) == 2
+    assert results(done)["valid"]["metric"] == "report_to_volume/mrr"
