@@ -20,6 +20,7 @@ from mg3d.data.listing import BadTable, Listing
 from mg3d.data.masks import prepare_masks
 from mg3d.data.patches import PatchSpec, load_mask
 from mg3d.data.phantom.labels import LABELS
+from mg3d.data.reading import REASONS
 from mg3d.types import Case
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -204,6 +205,7 @@ def test_cc_ccii_problems(tmp_path):
     assert "class 'Flu'" in listing.problems[0].detail
     assert f"line 2 of {table}; valid: Normal, CP, NCP" in listing.problems[0].detail
     assert len(listing.cases) == 57
+    assert {p.reason for p in listing.problems} <= REASONS.keys()
 
 
 def test_cc_ccii_leaks_and_faults(tmp_path):

@@ -297,6 +297,63 @@ def test_local_has_no_negatives_among_equals():
     assert losses.local(apart, apart, textual, real([2, 2], 2), tau=0.1, tau_text=0.1) > 0.3
 
 
+def witness_twin(query, key, textual, counts, *, heads, tau_text) -> float:
+    """Sentence by sentence, volume by volume, head by head, token by token."""
+    total, width = 0.0, query.shape[-1] // heads
+    patients = range(len(counts))
+    for b, count in enumerate(counts):
+        for s in range(count):
+            found, told = [], []
+            for j in patients:
+                by_head = []
+                for h in range(heads):
+                    part = slice(h * width, (h + 1) * width)
+                    dots = [(query[b, s, part] @ k[part]).item() / width**0.5 for k in key[j]]
+                    by_head.append(math.log(sum(math.exp(d) for d in dots) / len(dots)))
+                found.append(math.exp(sum(by_head) / heads))
+                told.append(math.exp(max(cosine(textual[b, s], textual[j, t]) for t in range(counts[j])) / tau_text))
+            kl = sum(
+                m / sum(told) * math.log((m / sum(told)) / (x / sum(found))) for m, x in zip(told, found, strict=True)
+            )
+            total += kl / count / len(counts)
+    return total
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_witness_twin_gradient_and_padding(heads):
+    counts = [3, 1, 2]
+    query, textual = rand(3, 3, 4, seed=1, grad=True), rand(3, 3, 6, seed=2)
+    key = rand(3, 5, 4, seed=3, grad=True)
+    options = {"heads": heads, "tau_text": 0.3}
+    loss = losses.witness(query, key, textual, real(counts, 3), **options)
+    assert loss.item() == pytest.approx(witness_twin(query, key, textual, counts, **options), rel=1e-6)
+    longer, meant = (
+        torch.cat([x, torch.full((3, 2, x.shape[2]), 7.0, dtype=x.dtype)], 1) for x in (query.detach(), textual)
+    )
+    same = losses.witness(longer, key, meant, real(counts, 5), **options)
+    assert same.item() == pytest.approx(loss.item(), rel=1e-9)
+    assert torch.autograd.gradcheck(lambda a, b: losses.witness(a, b, textual, real(counts, 3), **options), (query, key))
+
+
+def test_witness_is_not_satisfied_by_place_alone():
+    """Volumes whose tokens differ in place only, however a sentence picks among them, tell no patients apart."""
+    place = rand(1, 5, 4).expand(2, 5, 4)
+    textual = torch.eye(2, dtype=DOUBLE).view(2, 1, 2)
+    query = 50 * rand(2, 1, 4, seed=1)
+    blind = losses.witness(query, place, textual, real([1, 1], 1), heads=1, tau_text=0.05)
+    assert blind.item() == pytest.approx(math.log(2), abs=1e-3)
+    seen = torch.zeros(2, 5, 4, dtype=DOUBLE)
+    seen[0, 3, 0] = seen[1, 1, 1] = 10  # a sign of its own in each volume
+    query = 10 * torch.eye(4, dtype=DOUBLE)[:2, None]
+    assert losses.witness(query, seen, textual, real([1, 1], 1), heads=1, tau_text=0.05).item() < 1e-3
+
+
+def test_witness_has_no_negatives_among_equals():
+    textual = torch.ones(2, 1, 3, dtype=DOUBLE)
+    place = rand(1, 5, 4).expand(2, 5, 4)
+    assert losses.witness(rand(2, 1, 4), place, textual, real([1, 1], 1), heads=1, tau_text=0.05).item() < 1e-12
+
+
 def test_clip_is_the_mean_of_both_directions():
     a, b = rand(5, 4, seed=1), rand(5, 4, seed=2)
     assert losses.clip(a, b, tau=0.1).item() == pytest.approx((nce(a, b, 0.1) + nce(b, a, 0.1)) / 2, rel=1e-6)
@@ -318,10 +375,11 @@ def calls(seed: int = 0, dtype: torch.dtype = torch.float32, patients: int = 3):
         "dfa": (lambda *x: losses.dfa(*x, tau=0.1), flat[:2]),
         "clip": (lambda *x: losses.clip(*x, tau=0.1), flat[:2]),
         "local": (lambda x: losses.local(x, target, text, mask, tau=0.1, tau_text=0.2), deep),
+        "witness": (lambda x: losses.witness(x, target, text, mask, heads=2, tau_text=0.2), deep),
     }
 
 
-@pytest.mark.parametrize("name", ["ssm", "cml", "dfa", "clip"])
+@pytest.mark.parametrize("name", ["ssm", "cml", "dfa", "clip", "witness"])
 def test_one_patient_compares_with_nobody(name):
     loss, inputs = calls(patients=1)[name]
     value = loss(*inputs)
@@ -330,7 +388,7 @@ def test_one_patient_compares_with_nobody(name):
     assert all(x.grad is not None and x.grad.abs().max() < 1e-6 for x in inputs)
 
 
-@pytest.mark.parametrize("name", ["sfr", "ssm", "cml", "dfa", "clip", "local"])
+@pytest.mark.parametrize("name", ["sfr", "ssm", "cml", "dfa", "clip", "local", "witness"])
 def test_half_precision_is_raised(name):
     """Under autocast, on bfloat16 features, the loss is that of the same numbers in float32."""
     loss, inputs = calls(dtype=torch.bfloat16)[name]

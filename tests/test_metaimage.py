@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import volumes
 
 from mg3d.data import BadVolume
 from mg3d.data.metaimage import read_metaimage
+from mg3d.data.reading import read_volume
 
 VOXELS = np.random.default_rng(0).integers(-1000, 1000, (5, 4, 3)).astype(np.int16)  # x, y, z
 LUNA = {
@@ -117,3 +119,19 @@ def test_an_unreadable_file_is_said(tmp_path):
     with pytest.raises(BadVolume, match=r"(?i)directory") as caught:
         read_metaimage(tmp_path)
     assert caught.value.reason == "unreadable"
+
+
+def test_a_chest_is_read_as_from_nifti(tmp_path):
+    hu = volumes.chest()
+    axes, step = volumes.AFFINE[:3, :3] / volumes.SPACING_MM, " ".join(map(str, volumes.SPACING_MM))
+    lps = np.diag([-1.0, -1.0, 1.0])
+    fields = {
+        "TransformMatrix": " ".join(map(str, (lps @ axes).T.ravel())),
+        "Offset": " ".join(map(str, lps @ volumes.AFFINE[:3, 3])),
+        "ElementSpacing": step,
+        "DimSize": " ".join(map(str, hu.shape)),
+    }
+    one = read_volume(write(tmp_path / "a.mhd", fields, content=hu.tobytes(order="F")))
+    two = read_volume(volumes.write_nifti(tmp_path / "a.nii.gz", hu))
+    assert (one.hu == two.hu).all()
+    assert np.allclose(one.affine, two.affine)

@@ -253,16 +253,26 @@ def test_maps(variant):
     model = build(variant)
     maps, grid = model.maps(batch())
     shape = (4, 2, 4) if model.config.level == -1 else (16, 8, 16)
-    layers, sentences, tokens = 2, 4, shape[0] * shape[1] * shape[2]
+    sentences, tokens = 4, shape[0] * shape[1] * shape[2]
+    config = model.config
+    asks = model.needs_specific and config.query == "sentence" and config.keys == "tokens"
+    layers = 2 * model.needs_volume_fusion + asks
     assert maps.shape == (4, layers, 1, sentences, tokens)
     assert grid == shape
     assert not maps.requires_grad
     exists = batch().report.sentences[:, None, None, :, None].expand_as(maps)
     assert maps[exists].min() >= 0
-    if model.config.mim_attention == "ours" and model.config.gate == "softmax":
+    if config.mim_attention == "ours" and config.gate == "softmax":
         torch.testing.assert_close(maps.sum(-1)[exists[..., 0]], torch.ones(exists[..., 0].sum()))
-    if model.config.mim_attention == "classical" and model.config.guidance == "sentence":
-        torch.testing.assert_close(maps.sum(-2), torch.ones(4, 2, 1, tokens))
+    if config.mim_attention == "classical" and config.guidance == "sentence":
+        torch.testing.assert_close(maps[:, :2].sum(-2), torch.ones(4, 2, 1, tokens))
+
+
+def test_the_last_map_is_that_of_equation_11():
+    model, whole = build(), batch()
+    maps, _ = model.maps(whole)
+    _, own = model._specific(model._told(whole), model._tokens(whole)[0])
+    torch.testing.assert_close(maps[:, -1], own)
 
 
 def test_maps_of_words_are_means_over_sentences():
@@ -280,7 +290,7 @@ def test_maps_without_volume_fusion_are_those_of_equation_11():
     maps, _ = model.maps(batch())
     assert maps.shape == (4, 1, 1, 4, 32)
     torch.testing.assert_close(maps.sum(-1), torch.ones(4, 1, 1, 4))
-    with pytest.raises(ValueError, match="mim or cml"):
+    with pytest.raises(ValueError, match="mim, cml or ssm"):
         build("intra", mim=0.0, cml=0.0).maps(batch())
 
 
@@ -387,4 +397,4 @@ def test_with_a_real_text_encoder():
     assert list(losses) == list(TERMS)
     assert all(g is not None and g.isfinite().all() for g in gradients(model, losses).values())
     assert not text(same.report.words).requires_grad
-    assert model.maps(same)[0].shape == (3, 2, 1, 2, 32)
+    assert model.maps(same)[0].shape == (3, 3, 1, 2, 32)

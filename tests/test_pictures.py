@@ -5,8 +5,13 @@ import pytest
 from PIL import Image
 
 from mg3d.data import BadVolume
-from mg3d.data.frame import orientation
+from mg3d.data.frame import Spec, orientation
+from mg3d.data.hu import EIGHT_BIT
+from mg3d.data.listing import Listing
 from mg3d.data.pictures import pictures, read_pictures
+from mg3d.data.prepare import prepare
+from mg3d.data.reading import read_volume
+from mg3d.types import Case
 
 SLICES = np.random.default_rng(0).integers(0, 255, (12, 10, 8)).astype(np.uint8)  # slice, row, column
 
@@ -68,3 +73,14 @@ def test_what_cannot_be_used_is_said(tmp_path):
     assert reason(tmp_path / "float.npy", "float64") == "not-nifti"
     np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
     assert reason(tmp_path / "objects.npy", "not readable") == "truncated"
+
+
+def test_a_scan_is_prepared_as_it_was_windowed(tmp_path):
+    """Grey 0..255 becomes 0..1; slices from the feet up, rows from front to back."""
+    folder = write(tmp_path / "scan")
+    image = read_volume(folder, rescale=EIGHT_BIT)
+    assert image.hu_from == "8-bit"
+    case = Case("p1-s2", "1", "train", folder, "", {"class": 0}, EIGHT_BIT)
+    spec = Spec(shape=SLICES.shape, crop=(1.0, 1.0, 1.0))
+    made = prepare(Listing([case]), spec=spec, folder=tmp_path / "cache", workers=1, reports=False, progress=False)
+    assert np.allclose(made.entries[0].load(), SLICES[::-1] / 255, atol=1e-3)

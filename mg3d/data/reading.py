@@ -12,7 +12,9 @@ import numpy as np
 from mg3d.data import BadVolume, Image
 from mg3d.data.dicom import read_dicom
 from mg3d.data.hu import Evidence, Scale, to_hu
+from mg3d.data.metaimage import read_metaimage
 from mg3d.data.nifti import Stored, read_nifti
+from mg3d.data.pictures import pictures, read_pictures
 
 REASONS = {
     "missing": "no such file or folder",
@@ -36,9 +38,11 @@ REASONS = {
     "dicom-compressed": "a compression for which no decoder is installed",
     "no-report": "corpus: no row of the reports table names the volume",
     "empty-report": "corpus: a row without text",
+    "no-label": "cohort: a row without a label of the study, or a volume without a row",
     "memory": "preparation: too large for the memory",
     "killed": "preparation: its process was killed, twice",
 }
+FORMATS = {".mhd": read_metaimage, ".mha": read_metaimage, ".npy": read_pictures}  # any other file is NIfTI
 SHEAR = 0.01  # largest cosine between two axes of the volume; 0.01 is 0.6 degrees
 
 
@@ -58,13 +62,15 @@ LIMITS = Limits()
 def read_volume(path: Path, *, rescale: Scale | None = None, limits: Limits = LIMITS) -> Image:
     """A NIfTI file (.nii, .nii.gz) or a folder that holds one DICOM series, as HU with its RAS affine.
 
+    MetaImage (.mhd, .mha) is read too, and, with `rescale` EIGHT_BIT, a folder of pictures or a .npy file of them.
+
     `rescale` is the slope and intercept that a metadata table states; whether it still applies is decided from the
     voxels (see mg3d.data.hu). EIGHT_BIT says that the voxels were windowed to 0..255. Raises BadVolume with a reason of
     REASONS.
     """
     if not path.exists():
         raise BadVolume("missing", path, "no such file or folder. Correct the path, or get the volume.")
-    stored = read_dicom(path) if path.is_dir() else read_nifti(path)
+    stored = _stored(path)
     _check_geometry(stored.affine, path)
     _check_size(stored, limits, path)
     bounds = _bounds(stored.voxels, path)
@@ -73,6 +79,12 @@ def read_volume(path: Path, *, rescale: Scale | None = None, limits: Limits = LI
         _check_placed(stored.affine, path)
         _check_lung(seen, limits, path)
     return Image(hu, stored.affine, hu_from)
+
+
+def _stored(path: Path) -> Stored:
+    if path.is_dir():
+        return read_pictures(path) if pictures(path) else read_dicom(path)
+    return FORMATS.get(path.suffix.lower(), read_nifti)(path)
 
 
 def _check_geometry(affine: np.ndarray, path: Path) -> None:

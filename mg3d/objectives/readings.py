@@ -134,6 +134,6 @@ VARIANTS = {
     "fine": replace(PAPER, level=-3),
     "clip": replace(PAPER, clip=0.1),
     "local": replace(PAPER, local=0.1),
-    "aligned": replace(PAPER, level=-3, mim=0.0, mlm=0.0, sfr=0.0, cml=0.0, clip=1.0, local=0.1, witness=1.0),
+    "aligned": replace(PAPER, level=-4, mim=0.0, mlm=0.0, sfr=0.0, cml=0.0, clip=1.0, local=0.1, witness=1.0),
     "plus": replace(PAPER, level=-3, clip=0.1, local=0.1),
 }
