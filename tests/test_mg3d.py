@@ -1,5 +1,7 @@
 """The MG-3D objective: every variant computes its terms, trains all it has, and does not see padding or parts."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -14,17 +16,19 @@ VOCABULARY = 40
 
 
 class Toy(Encoder):
-    """Three convolutions, strides 2, 4 and 8."""
+    """Three convolutions, strides 2, 4 and 8; a fourth where a variant wants so many levels."""
 
-    def __init__(self):
+    def __init__(self, levels: int = 3):
         super().__init__()
-        self.widths, self.strides = (8, 8, 16), (2, 4, 8)
-        self.a, self.b, self.c = nn.Conv3d(1, 8, 2, 2), nn.Conv3d(8, 8, 2, 2), nn.Conv3d(8, 16, 2, 2)
+        self.widths, self.strides = (8, 8, *[16] * (levels - 2)), tuple(2 ** (i + 1) for i in range(levels))
+        self.layers = nn.ModuleList(nn.Conv3d(a, b, 2, 2) for a, b in pairwise((1, *self.widths)))
 
     def forward(self, volume, mask=None):
-        fine = self.a(hide(volume, mask)).relu()
-        middle = self.b(fine).tanh()
-        return Pyramid((fine, middle, self.c(middle).tanh()))
+        first, *others = self.layers
+        maps = [first(hide(volume, mask)).relu()]
+        for layer in others:
+            maps.append(layer(maps[-1]).tanh())
+        return Pyramid(tuple(maps))
 
 
 class ToyText(nn.Module):
@@ -89,7 +93,8 @@ def batch(texts=TEXTS, *, part=slice(None), dtype=torch.float32, **padding) -> B
 def build(variant="paper", **overrides) -> MG3D:
     torch.manual_seed(0)
     text = overrides.pop("text", None) or ToyText()
-    return objectives.build("mg3d", encoder=Toy(), text=text, variant=variant, shape=SHAPE, **overrides)
+    levels = max(3, -VARIANTS.get(variant, VARIANTS["paper"]).level)
+    return objectives.build("mg3d", encoder=Toy(levels), text=text, variant=variant, shape=SHAPE, **overrides)
 
 
 def gradients(model, losses) -> dict[str, torch.Tensor]:
