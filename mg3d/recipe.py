@@ -131,6 +131,9 @@ class Plan(ABC):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 
+CARRIED_OUT = ("gpus", "recompute", "checkpoint", "resume")  # fields of a recipe that change nothing of its outcome
+
+
 @dataclass(frozen=True)
 class Recipe(Plan):
     """One pre-training run as flat scalars, the defaults those of the paper (Sec. IV-B). 0 or "" means: the scale's.
@@ -157,6 +160,7 @@ class Recipe(Plan):
     seed: int = 0
     # what follows changes how a run is carried out, not what comes out of it: no part of the id
     gpus: int = 1  # processes; more than one starts torchrun
+    recompute: bool = False  # gradient checkpointing of the encoder: a third more time, a fraction of the memory
     checkpoint: int = 0  # steps between checkpoints; 0 = a twentieth of the run, at most 500
     resume: bool = True  # False: start again, the old run is put aside
 
@@ -185,7 +189,7 @@ class Recipe(Plan):
     @property
     def id(self) -> str:
         """Readable name plus a hash of all that changes the outcome, the scale's row and its numbers included."""
-        content = {k: v for k, v in asdict(self).items() if k not in ("gpus", "checkpoint", "resume")}
+        content = {k: v for k, v in asdict(self).items() if k not in CARRIED_OUT}
         whole = {k: v for k, v in asdict(self.filled).items() if k != "checkpoint"}
         digest = self.digest(content | whole, asdict(self.size))
         return f"{self.method}-{self.variant}-{self.encoder}-{self.scale}-{digest}"

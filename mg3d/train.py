@@ -135,8 +135,9 @@ def objective(recipe: Recipe, text: "FrozenText") -> "Objective":
     from mg3d import encoders, objectives
 
     torch.manual_seed(recipe.seed)
-    encoder = encoders.build(recipe.encoder, shrink=recipe.size.shrink, shape=recipe.size.shape)
-    return objectives.build(recipe.method, encoder=encoder, text=text, variant=recipe.variant, shape=recipe.size.shape)
+    size = recipe.size
+    encoder = encoders.build(recipe.encoder, shrink=size.shrink, shape=size.shape, recompute=recipe.recompute)
+    return objectives.build(recipe.method, encoder=encoder, text=text, variant=recipe.variant, shape=size.shape)
 
 
 def check(recipe: Recipe) -> None:

@@ -244,3 +244,12 @@ def test_prefix_none_wins_a_tie() -> None:
         load_weights(nn.ModuleDict({"a": nn.Linear(1, 1, bias=False)}), {"x.y.a.weight": torch.ones(1, 1)}).prefix
         == "x.y."
     )
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_recomputing_is_offered_or_refused(name):
+    if name.startswith("swin"):
+        assert build(name, shrink=4, recompute=True).recompute
+    else:
+        with pytest.raises(ValueError, match=f"recompute: {name} does not offer it"):
+            build(name, shrink=4, recompute=True)

@@ -70,7 +70,13 @@ def test_a_wrong_parameter_stops_with_the_mend(cell, words):
 
 def test_id_is_the_outcome_alone():
     recipe = Recipe()
-    same = [Recipe(gpus=2), Recipe(checkpoint=3), Recipe(resume=False), Recipe(steps=recipe.size.steps)]
+    same = [
+        Recipe(gpus=2),
+        Recipe(checkpoint=3),
+        Recipe(recompute=True),
+        Recipe(resume=False),
+        Recipe(steps=recipe.size.steps),
+    ]
     assert {r.id for r in same} == {recipe.id}
     other = [
         dataclasses.replace(recipe, **{name: value})

@@ -244,7 +244,7 @@ def test_relative_position_index_counts_differences() -> None:
 
 
 def test_checkpointing_changes_no_bit() -> None:
-    once, again = Swin(12), Swin(12, checkpoint=True)
+    once, again = Swin(12), Swin(12, recompute=True)
     again.load_state_dict(once.state_dict())
     x = torch.rand(1, 1, 33, 20, 18)
     results = [[*m(x).levels, *gradients(m, [], list(m(x).levels))] for m in (once, again)]

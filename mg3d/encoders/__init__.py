@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from mg3d.types import Pyramid
 
-
 THIN_WINDOW = 4  # cells a side: what the grids of the small scales divide into
 
 
@@ -25,6 +24,7 @@ class Encoder(nn.Module, ABC):
 
     widths: tuple[int, ...]
     strides: tuple[int, ...]
+    recompute: bool | None = None  # True: inner tensors are dropped and computed again (gradient checkpointing)
 
     @abstractmethod
     def forward(self, volume: Float[Tensor, "B 1 D H W"], mask: Bool[Tensor, "B d h w"] | None = None) -> Pyramid:
@@ -86,12 +86,20 @@ ENCODERS: dict[str, Callable[[int, tuple[int, int, int]], Encoder]] = {
 }
 
 
-def build(name: str, *, shrink: int = 1, shape: tuple[int, int, int] = (128, 96, 128)) -> Encoder:
+def build(
+    name: str, *, shrink: int = 1, shape: tuple[int, int, int] = (128, 96, 128), recompute: bool = False
+) -> Encoder:
     """A fresh encoder of the table, every width divided by `shrink` (the demo's encoders are thin).
 
     `shape` (voxels) matters to `vit_b` alone, whose position embeddings are learned at that size; every encoder takes
-    any size. Raises ValueError for an unknown name and for a `shrink` that widths or heads cannot be divided by.
+    any size. Raises ValueError for an unknown name, for a `shrink` that widths or heads cannot be divided by, and for
+    `recompute` where the encoder does not offer it.
     """
     if name not in ENCODERS:
         raise ValueError(f"unknown encoder {name!r}; there are {', '.join(ENCODERS)}")
-    return ENCODERS[name](shrink, shape)
+    encoder = ENCODERS[name](shrink, shape)
+    if recompute:
+        if encoder.recompute is None:
+            raise ValueError(f"recompute: {name} does not offer it; take swin_b or swin_l, or a smaller batch")
+        encoder.recompute = True
+    return encoder

@@ -121,17 +121,15 @@ class Swin(Encoder):
     """Five maps at strides 2, 4, 8, 16, 32 and widths feature * (1, 2, 4, 8, 16), each normalised over its channels.
 
     `feature` is 48 for Swin-B (8.06 M parameters) and 96 for Swin-L (31.6 M). The stages have `heads` * (1, 2, 4, 8)
-    heads; a window has `window` cells a side. `checkpoint` trades a third more time for a fraction of the memory. Raises ValueError when the widths cannot
-    be split into the heads.
+    heads; a window has `window` cells a side. `recompute` trades a third more time for a fraction of the memory. Raises
+    ValueError when the widths cannot be split into the heads.
     """
 
-    def __init__(
-        self, feature: int = 48, *, heads: int = HEADS, window: int = WINDOW, checkpoint: bool = False
-    ) -> None:
+    def __init__(self, feature: int = 48, *, heads: int = HEADS, window: int = WINDOW, recompute: bool = False) -> None:
         super().__init__()
         if feature < heads or feature % heads:
             raise ValueError(f"feature={feature} does not split into {heads} heads; use a multiple of {heads}")
-        self.checkpoint = checkpoint
+        self.recompute = recompute
         self.widths = tuple(feature * 2**i for i in range(5))
         self.strides = (2, 4, 8, 16, 32)
         self.patch_embed = PatchEmbedding(feature)
@@ -144,6 +142,6 @@ class Swin(Encoder):
         maps = [x]
         for i in range(STAGES):
             stage = self.get_submodule(f"layers{i + 1}.0")
-            x = stage(x, recompute=self.checkpoint and torch.is_grad_enabled())
+            x = stage(x, recompute=bool(self.recompute) and torch.is_grad_enabled())
             maps.append(x)
         return Pyramid(tuple(F.layer_norm(m, m.shape[-1:]).movedim(-1, 1) for m in maps))

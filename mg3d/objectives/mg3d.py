@@ -258,6 +258,7 @@ class MG3D(Objective):
             own = self.gather(self.from_text(told.sentences))
             terms["local"] = self.once(losses.local, visual, own, textual, exists, tau=c.tau, tau_text=c.tau_text)
         if c.witness:
+            assert isinstance(self.specific, CrossModalAttention)  # the config takes no other query with it
             asked = (self.gather(x) for x in self.specific.asked(self._asking(told), volume))
             terms["witness"] = self.once(losses.witness, *asked, textual, exists, heads=c.heads, tau_text=c.tau_text)
         if c.dfa:
