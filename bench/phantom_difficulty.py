@@ -4,7 +4,7 @@
 
 The network learns from labels and masks. Both models train on split `train` and are scored on split `test`, whose
 nuisance ranges (noise, kernel, slices, contrast medium, field of view) reach further. Volumes are prepared as for
-pre-training: centre crop [.88 .66 .88], then 64 x 48 x 64.
+pre-training: centre crop [.88 .66 .88], then the shape of scale `phantom`.
 """
 
 import argparse
@@ -21,15 +21,16 @@ from torch.nn import functional as F
 from mg3d.data.phantom.plan import LABELS, draw
 from mg3d.data.phantom.render import render
 from mg3d.metrics import auroc
+from mg3d.recipe import SCALES
 
 CROP = (0.88, 0.66, 0.88)
-SHAPE = (64, 48, 64)
+SHAPE = SCALES["phantom"].shape
 CELL = 4  # edge of a cell of the network's finding map, in voxels
 WINDOWS_HU = ((-1000.0, -400.0), (-160.0, 240.0), (200.0, 1600.0))  # lung, soft tissue, calcium and metal
 
 
 def prepared(number: int, split: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Volume int16 [64, 48, 64], labels [18] and coarse truth bool [18, 16, 12, 16] (is a finding in the cell?)."""
+    """Volume int16 SHAPE, labels [18] and coarse truth bool [18, *SHAPE / CELL] (is a finding in the cell?)."""
     torch.set_num_threads(1)
     plan = draw(number, split=split, seed=seed)
     rendering = render(plan)
@@ -45,7 +46,7 @@ def prepared(number: int, split: str, seed: int) -> tuple[np.ndarray, np.ndarray
 
 
 def cohort(split: str, cases: int, seed: int, workers: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Volumes [N, 64, 48, 64] int16, labels [N, 18] and coarse truth [N, 18, 16, 12, 16]."""
+    """Volumes [N, *SHAPE] int16, labels [N, 18] and coarse truth [N, 18, *SHAPE / CELL]."""
     start = time.time()
     with ProcessPoolExecutor(workers) as pool:
         rows = list(pool.map(prepared, range(1, cases + 1), repeat(split), repeat(seed), chunksize=8))
