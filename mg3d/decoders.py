@@ -75,6 +75,63 @@ class VoxelDecoder(nn.Module):
         return double(self.voxel(x))[:, :, :d, :h, :w]
 
 
+def patches(volume: Float[Tensor, "B 1 D H W"], side: int) -> Float[Tensor, "B N voxels"]:
+    """Cut into cubes of `side` voxels, which must divide the size; d slowest, as tokens are."""
+    d, h, w = (n // side for n in volume.shape[2:])
+    x = volume[:, 0].unflatten(3, (w, side)).unflatten(2, (h, side)).unflatten(1, (d, side))
+    return x.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(1, 3)
+
+
+def sine_positions(grid: tuple[int, int, int], width: int) -> Float[Tensor, "N E"]:
+    """Fixed positions of the cells of a grid, d slowest: a sixth of the width for the sine and the cosine of each axis.
+
+    Frequencies 10000^-(i / (width / 6)). Raises ValueError unless 6 divides the width.
+    """
+    if width % 6:
+        raise ValueError(f"width={width}: positions on three axes need a multiple of 6")
+    frequency = 10_000 ** -(torch.arange(width // 6) / (width // 6))
+    axes = torch.cartesian_prod(*(torch.arange(n) for n in grid)).view(-1, 3, 1) * frequency
+    return torch.cat([axes.sin(), axes.cos()], -1).flatten(1)
+
+
+@final
+class PatchDecoder(nn.Module):
+    """The decoder of a masked autoencoder: tokens, a learned one in each hidden place -> the voxels of every patch.
+
+    Linear to `width`, sine positions, pre-norm Transformer layers, LayerNorm, Linear to side^3 voxels (He et al., MAE,
+    CVPR 2022). A head has 32 channels: 12 heads at a width of 384. Raises ValueError unless 6 and the number of heads
+    divide the width.
+    """
+
+    def __init__(self, inputs: int, *, width: int, side: int, layers: int = 8):
+        super().__init__()
+        heads = max(1, width // 32)
+        if width % heads or width % 6:
+            raise ValueError(f"width={width}: take a multiple of 96, or of 6 below 64")
+        self.enter = nn.Linear(inputs, width)
+        self.hidden = nn.Parameter(torch.empty(width))
+        nn.init.normal_(self.hidden, std=0.02)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width, heads, 4 * width, 0.0, "gelu", layer_norm_eps=1e-6, batch_first=True, norm_first=True
+            )
+            for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.leave = nn.Linear(width, side**3)
+
+    def forward(
+        self, tokens: Float[Tensor, "B N E"], hidden: Bool[Tensor, "B N"], *, grid: tuple[int, int, int]
+    ) -> Float[Tensor, "B N voxels"]:
+        """Voxels of all patches, d slowest; what tokens hold in hidden places is not looked at."""
+        x = self.enter(tokens)
+        x = torch.where(hidden[..., None], self.hidden.to(x.dtype), x)
+        x = x + sine_positions(grid, x.shape[-1]).to(x)
+        for layer in self.layers:
+            x = layer(x)
+        return self.leave(self.norm(x))
+
+
 @final
 class ReportDecoder(nn.Module):
     """Word features -> logits over the vocabulary (p_MLM of Eq. 4): Linear, GELU, LayerNorm, Linear.

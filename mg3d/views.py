@@ -1,4 +1,4 @@
-"""What an objective hides from a model: blocks of a volume, words of a report. Tensor in, tensor out.
+"""What an objective shows a model: crops, turns and flips of a volume, and what it hides of it, or of a report.
 
 Chance here is counter-based: a number is a hash of (the sample's seed, stream, counter), as in Salmon et al., "Parallel
 random numbers: as easy as 1, 2, 3" (SC 2011). So there is no generator state: a mask is the same on every device, at
@@ -18,6 +18,11 @@ BLOCKS: Final = 1
 WORDS: Final = 2
 REPLACEMENT: Final = 3
 SUBSTITUTE: Final = 4
+PLACE: Final = 10
+FLIPS: Final = 11
+TURNS: Final = 12
+LIGHT: Final = 13
+BRANCH: Final = 2**32  # and the view's number
 
 # splitmix64 (Steele, Lea, Flood, OOPSLA 2014): the golden ratio's step and its mixing factors, as signed 64-bit
 # integers.
@@ -42,6 +47,61 @@ def noise(seeds: Int[Tensor, "B"], n: int, *, stream: int) -> Float[Tensor, "B n
     counter = torch.arange(n, device=seeds.device, dtype=torch.int64)
     key = _mix(_mix(seeds.to(torch.int64) * _STEP) + stream)
     return _shift(_mix(key[:, None] + (counter + 1) * _STEP), 40).to(torch.float32) * 2.0**-24
+
+
+def branch(seeds: Int[Tensor, "B"], view: int) -> Int[Tensor, "B"]:
+    """Seeds of the samples' view of this number: what is drawn from them is independent of all other views."""
+    return _mix(_mix(seeds.to(torch.int64) * _STEP) + BRANCH + view)
+
+
+def pick(seeds: Int[Tensor, "B"], n: int, *, stream: int) -> Int[Tensor, "B"]:
+    """One of 0 .. n - 1 a sample."""
+    return (noise(seeds, 1, stream=stream)[:, 0] * n).long()
+
+
+def cube_side(size: tuple[int, int, int], share: float) -> int:
+    """Side of a cube that is `share` of the longest side of a volume, and fits into it."""
+    return max(1, min(*size, round(share * max(size))))
+
+
+def crop(
+    volume: Float[Tensor, "B 1 D H W"], seeds: Int[Tensor, "B"], *, size: tuple[int, int, int]
+) -> Float[Tensor, "B 1 d h w"]:
+    """A box of `size` (voxels) at a random place of each volume. ValueError when it does not fit."""
+    room = [whole - part for whole, part in zip(volume.shape[2:], size, strict=True)]
+    if min(room) < 0:
+        raise ValueError(f"a crop of {size} voxels does not fit into a volume of {tuple(volume.shape[2:])}")
+    first = (noise(seeds, 3, stream=PLACE) * torch.tensor([n + 1 for n in room], device=seeds.device)).long()
+    d, h, w = size
+    boxes = zip(volume, first.tolist(), strict=True)
+    return torch.stack([x[:, i : i + d, j : j + h, k : k + w] for x, (i, j, k) in boxes])
+
+
+def turn(volume: Float[Tensor, "B C D H W"], turns: Int[Tensor, "B"]) -> Float[Tensor, "B C D H W"]:
+    """Each volume turned by 90 degrees `turns` times in its last two axes, which must be of one length."""
+    if volume.shape[3] != volume.shape[4]:
+        raise ValueError(f"a quarter turn needs square slices, not {tuple(volume.shape[3:])} voxels")
+    return torch.stack([torch.rot90(x, k, (2, 3)) for x, k in zip(volume, turns.tolist(), strict=True)])
+
+
+def flip(volume: Float[Tensor, "B C D H W"], axes: Bool[Tensor, "B 3"]) -> Float[Tensor, "B C D H W"]:
+    """Each volume mirrored along its chosen axes of D, H, W."""
+    for axis in range(3):
+        volume = torch.where(axes[:, axis].view(-1, 1, 1, 1, 1), volume.flip(axis + 2), volume)
+    return volume
+
+
+def augment(volume: Float[Tensor, "B 1 D H W"], seeds: Int[Tensor, "B"]) -> Float[Tensor, "B 1 D H W"]:
+    """UNETR's: each axis mirrored at 0.2, slices turned at 0.2, voxels scaled and shifted by up to 0.1, each at 0.1."""
+    volume = flip(volume, noise(seeds, 3, stream=FLIPS) < 0.2)
+    if volume.shape[3] == volume.shape[4]:
+        some, which = noise(seeds, 2, stream=TURNS).T
+        volume = turn(volume, torch.where(some < 0.2, 1 + (3 * which).long(), 0))
+    draws = noise(seeds, 4, stream=LIGHT)
+    scale, shift = (torch.where(draws[:, :2] < 0.1, 0.2 * draws[:, 2:] - 0.1, 0.0)[..., None, None, None, None]).unbind(
+        1
+    )
+    return (volume * (1 + scale) + shift).to(volume.dtype)
 
 
 def block_mask(
