@@ -59,8 +59,13 @@ class Frame:
 
     def number(self, plane: str, at: np.ndarray) -> int:
         """Which slice a point lies in, from 1."""
+        return int(self.numbers(plane, at))
+
+    def numbers(self, plane: str, points: np.ndarray) -> np.ndarray:
+        """Which slice each of some points [..., 3] lies in, from 1."""
         axis = PLANES[plane][2]
-        return int(np.clip((self.high[axis] - at[axis]) // self._thick[axis], 0, self.count[axis] - 1)) + 1
+        number = (self.high[axis] - points[..., axis]) // self._thick[axis]
+        return np.clip(number, 0, self.count[axis] - 1).astype(int) + 1
 
     def numbered(self, plane: str, at: np.ndarray, number: int) -> np.ndarray:
         """The point moved into a slice."""
