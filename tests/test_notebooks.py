@@ -14,7 +14,8 @@ import nbformat
 import pytest
 
 from mg3d import batch, html
-from mg3d.recipe import Recipe
+from mg3d.recipe import Plan, Recipe
+from mg3d.transfer import Transfer
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -41,9 +42,15 @@ def has_one_parameters_cell_first(file, notebook):
     return tagged == [True] + [False] * (len(tagged) - 1)
 
 
-def parameters_are_explained_fields_of_the_recipe(file, notebook):
+def plan_of(notebook) -> type[Plan]:
+    """Whose fields the parameters are: those of the plan that the second code cell makes."""
+    (kind,) = [p for p in (Recipe, Transfer) if f"{p.__name__}.from_notebook" in code(notebook)[1].source]
+    return kind
+
+
+def parameters_are_explained_fields_of_the_plan(file, notebook):
     first, *lines = code(notebook)[0].source.splitlines()
-    known = {f.name: (f.type.__name__, f.default) for f in fields(Recipe)}
+    known = {f.name: (f.type.__name__, f.default) for f in fields(plan_of(notebook))}
     for line in lines:
         node = ast.parse(line).body[0]
         kind, default = known[node.target.id]
@@ -60,8 +67,9 @@ def shows_its_parameters_to_papermill(file, notebook):
     return list(told) == list(batch.parameters_of(file)) and all(p["help"] for p in told.values())
 
 
-def brings_the_recipe_in_the_second_code_cell(file, notebook):
-    return "recipe = Recipe.from_notebook(globals())" in code(notebook)[1].source
+def brings_the_plan_in_the_second_code_cell(file, notebook):
+    name = plan_of(notebook).__name__
+    return f"{name.lower()} = {name}.from_notebook(globals())" in code(notebook)[1].source
 
 
 def is_thin(file, notebook):
@@ -124,9 +132,9 @@ def has_formulas_that_a_page_can_show(file, notebook):
 RULES = (
     starts_with_a_title,
     has_one_parameters_cell_first,
-    parameters_are_explained_fields_of_the_recipe,
+    parameters_are_explained_fields_of_the_plan,
     shows_its_parameters_to_papermill,
-    brings_the_recipe_in_the_second_code_cell,
+    brings_the_plan_in_the_second_code_cell,
     is_thin,
     defines_nothing,
     has_no_outputs,
@@ -206,7 +214,7 @@ def execute(file: Path, tmp_path: Path, **parameters) -> list:
     return values
 
 
-QUICK = {"scale": "demo", "steps": 2, "batch": 4}  # the same for all, so that they share one run
+QUICK = {"scale": "demo", "steps": 2, "batch": 4}  # the same for all, so that they share one pre-training
 
 
 def test_the_notebooks_run_one_after_the_other(tmp_path, monkeypatch, capsys):
@@ -219,8 +227,8 @@ def test_the_notebooks_run_one_after_the_other(tmp_path, monkeypatch, capsys):
         shown = [v for v in values if isinstance(v, Picture)]
         assert all(p.png().startswith(b"\x89PNG") and p.alt for p in shown)
         pictures[file.stem] = len(shown)
-    assert pictures == {"00_tour": 2, "01_data": 3, "02_pretrain": 2}
-    assert len(list((tmp_path / "home" / "runs").iterdir())) == 1
+    assert pictures == {"00_tour": 2, "01_data": 3, "02_pretrain": 2, "05_downstream": 2, "07_attention_maps": 1}
+    assert len(list((tmp_path / "home" / "runs").iterdir())) == 2  # one pre-training, one fine-tuning
     capsys.readouterr()
 
     # the same by papermill, in a kernel, on what is there: one notebook is enough to see that it is the same
@@ -229,7 +237,7 @@ def test_the_notebooks_run_one_after_the_other(tmp_path, monkeypatch, capsys):
     assert result.status == "done", result.error
     executed, page = read(out / "02_pretrain.ipynb"), (out / "02_pretrain.html").read_text()
     assert sum("image/png" in o.get("data", {}) for c in code(executed) for o in c.outputs) == 2
-    assert len(list((tmp_path / "home" / "runs").iterdir())) == 1
+    assert len(list((tmp_path / "home" / "runs").iterdir())) == 2
     assert "widgets" not in executed.metadata
     assert page.count('src="data:image/png;base64') == 2
     assert offline(page)
