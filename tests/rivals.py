@@ -70,7 +70,8 @@ class Words(nn.Module):
 def batch(text, *, seed=0, dtype=torch.float32, part=slice(None), shape=SHAPE) -> Batch:
     """Eight patients, each with another finding in an octant; all else in a volume is noise of its own."""
     generator = torch.Generator().manual_seed(seed)
-    volume = 0.2 * torch.rand(8, 1, *shape, generator=generator)
+    volume = 0.1 * torch.rand(8, 1, *shape, generator=generator)
+    volume += 0.2 * torch.linspace(0, 3.14 * shape[2] / 8, shape[2]).cos()  # what all have in common
     d, h, w = (n // 2 for n in shape)
     for x, (i, j, k) in zip(volume, itertools.product((0, 1), repeat=3), strict=True):
         octant = x[0, i * d : (i + 1) * d, j * h : (j + 1) * h, k * w : (k + 1) * w]

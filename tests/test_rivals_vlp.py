@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import rivals
@@ -10,11 +11,14 @@ import torch.nn.functional as F
 
 from mg3d import encoders, objectives
 from mg3d.objectives.m3dclip import M3DCLIPConfig, augment
+from mg3d.objectives.mrm import every_place
+from mg3d.objectives.ptunifier import nearest
+from mg3d.text import Tokeniser, split
 from mg3d.types import Batch
-from mg3d.vlp import wrong_pairs
+from mg3d.vlp import CubeDecoder, cube_error, one_sentence, wrong_pairs
 
-METHODS = ["ctclip", "m3dclip"]
-SMALL = (16, 16, 16)
+METHODS = ["ctclip", "m3dclip", "m3ae", "mrm", "ptunifier"]
+SMALL, FLAT = (16, 16, 16), (16, 32, 32)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +94,7 @@ def test_equal_bits_twice_and_after_a_resume(name, text):
     assert "text" not in {key.split(".")[0] for key in a}
 
 
-@pytest.mark.parametrize("name", ["ctclip", "m3dclip"])
+@pytest.mark.parametrize("name", ["ctclip", "m3dclip", "ptunifier"])
 def test_embeds_each_modality_alone(name, text):
     model, whole = rivals.method(name, text).eval(), rivals.batch(text)
     volume, said = model.embed(whole)
@@ -169,3 +173,161 @@ def test_half_of_the_pairs_are_wrong(size):
         assert (~right).sum() == size // 2
         assert (volume[~right] != torch.arange(size)[~right]).all()
     assert wrong_pairs(torch.tensor([3]))[1].all()
+
+
+def test_cube_error_against_a_slow_twin():
+    """Each hidden cube by itself: mean 0, variance 1; what is seen does not count; zeros have an error of 1."""
+    torch.manual_seed(0)
+    rebuilt, volume = torch.randn(2, 2, 1, 4, 8, 8, dtype=torch.float64).unbind()
+    hidden = torch.rand(2, 1, 2, 2) < 0.6
+    hidden[:, 0, 0, 0] = True
+    expected = 0.0
+    for b in range(2):
+        each = []
+        for j, k in hidden[b, 0].nonzero().tolist():
+            cube = (b, 0, slice(0, 4), slice(4 * j, 4 * j + 4), slice(4 * k, 4 * k + 4))
+            target = (volume[cube] - volume[cube].mean()) / (volume[cube].var(correction=0) + 1e-6).sqrt()
+            each.append((rebuilt[cube] - target).square().mean())
+        expected += torch.stack(each).mean() / 2
+    torch.testing.assert_close(cube_error(rebuilt, volume, hidden), expected)
+    assert cube_error(torch.zeros_like(volume), volume, hidden).item() == pytest.approx(1, abs=1e-4)
+    uneven = torch.rand(1, 1, 5, 7, 9)
+    assert cube_error(uneven, uneven, torch.ones(1, 2, 2, 2, dtype=torch.bool)).isfinite()
+
+
+def test_patches_come_back_to_their_places():
+    """MAE's decoder writes the voxels of token n into cube n, d slowest; far sides are cut off."""
+    decoder = CubeDecoder(24, stride=4, cube=4)
+    numbers = torch.arange(12.0).view(1, 12, 1).expand(-1, -1, 64)
+    decoder.decoder.forward = lambda *_, **__: numbers
+    hidden = torch.zeros(1, 2, 2, 3, dtype=torch.bool)
+    whole = decoder(torch.zeros(1, 12, 24), hidden, grid=(2, 2, 3), size=(8, 7, 10))
+    assert whole.shape == (1, 1, 8, 7, 10)
+    assert torch.equal(whole[0, 0, ::4, ::4, ::4].flatten(), torch.arange(12.0))
+    assert (whole[0, 0, :4, :4, :4] == 0).all()
+
+
+def test_m3ae_is_the_original(text):
+    """Six layers, three before the decoder, 75 % of cubes and 15 % of words hidden, three passes, equal weights."""
+    model, whole = rivals.method("m3ae", text), rivals.batch(text)
+    c = model.config
+    assert (c.layers, c.depth, c.heads, c.mask_ratio, c.word_ratio) == (6, 3, 12, 0.75, 0.15)
+    passes, volumes = [], []
+    model.fusion.register_forward_hook(lambda *_: passes.append(1))
+    model.encoder.register_forward_hook(lambda *_: volumes.append(1))
+    found = model(whole)
+    assert list(found) == ["mlm", "mim", "itm"]
+    assert (len(passes), len(volumes)) == (3, 2)
+    assert found["mlm"].item() == pytest.approx(math.log(text.vocabulary), rel=0.2)
+    assert found["itm"].item() == pytest.approx(math.log(2), rel=0.2)
+    rebuilt, hidden = model.reconstruct(whole)
+    assert rebuilt.shape == whole.volume.shape
+    assert (hidden.flatten(1).sum(1) == 6).all()
+    maps, grid = model.maps(whole)
+    assert (maps.shape, grid) == ((8, 6, 12, 2, 64), (4, 4, 4))
+    torch.testing.assert_close(maps.sum(-1), torch.ones(8, 6, 12, 2))
+    with pytest.raises(ValueError, match="depth=3: take 1 to layers=2"):
+        rivals.method("m3ae", text, layers=2)
+
+
+@torch.no_grad()
+def scores(model, text) -> dict[str, float]:
+    """Named losses on 32 unseen volumes."""
+    found = [model(rivals.batch(text, seed=seed, shape=FLAT)) for seed in range(900, 904)]
+    return {name: torch.stack([losses[name] for losses in found]).mean().item() for name in found[0]}
+
+
+def learned(name, text, *, steps: int, variant: str = "", **overrides) -> dict[str, float]:
+    """Its scores after training."""
+    model = rivals.method(name, text, variant=variant, shape=FLAT, **overrides)
+    return scores(rivals.trained(model, text, steps=steps, shape=FLAT), text)
+
+
+def test_m3ae_learns(text):
+    """Words at 3.5 at most (ln of the vocabulary, 4.9, by chance), and cubes at 0.9 (1 by chance)."""
+    found = learned("m3ae", text, steps=40, variant="shallow")
+    assert found["mlm"] < 3.5, found
+    assert found["mim"] < 0.9, found
+
+
+def test_mrm_is_the_original(text):
+    """Half the resolution in, the whole one out; words hidden with a chance of 1/2; every place of 100 counts."""
+    model, whole = rivals.method("mrm", text), rivals.batch(text)
+    c = model.config
+    assert (c.shrink, c.mask_ratio, c.word_ratio, c.words, c.width, c.layers, c.heads) == (2, 0.75, 0.5, 100, 384, 6, 6)
+    seen = []
+    model.encoder.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[2:]))
+    rebuilt, hidden = model.reconstruct(rivals.batch(text, shape=(64, 64, 32)))
+    assert seen == [(32, 32, 16)]
+    assert rebuilt.shape[2:] == (64, 64, 32)
+    assert (hidden.flatten(1).sum(1) == 3).all()
+    labels, masked = model._masked(whole.report, whole.seeds)
+    assert labels.shape == masked.shape == (8, 100)
+    assert torch.equal(labels[:, : whole.report.words.shape[1]], whole.report.words)
+    real, differs = labels != 0, labels != masked
+    assert 0.35 < differs.sum() / real.sum() < 0.65
+    assert (masked[differs] == text.mask_id).all()
+    assert torch.equal(masked[:, 0], labels[:, 0])
+    logits = torch.randn(8, 100, text.vocabulary, dtype=torch.float64)
+    expected = -logits.log_softmax(-1).gather(-1, labels[..., None]).mean()
+    torch.testing.assert_close(every_place(logits, labels), expected)
+    assert list(model(rivals.batch(text, shape=(64, 64, 32)))) == ["image", "report"]
+
+
+def test_mrm_does_not_see_padding(text):
+    model, whole = rivals.method("mrm", text), rivals.batch(text, shape=FLAT)
+    padding = {"words": 0, "word": -1, "sentence": -1}
+    padded = {name: F.pad(getattr(whole.report, name), (0, 5), value=value) for name, value in padding.items()}
+    longer = replace(whole.report, **padded)
+    torch.testing.assert_close(model(replace(whole, report=longer)), model(whole))
+
+
+def test_mrm_learns(text):
+    """Words at 1.5 at most (ln of the vocabulary, 4.9, by chance), and cubes at 0.9 (1 by chance)."""
+    found = learned("mrm", text, steps=20, variant="plain", width=96, layers=2)
+    assert found["report"] < 1.5, found
+    assert found["image"] < 0.9, found
+
+
+def test_one_sentence_is_a_report(text):
+    """The drawn sentence's ids and whole words, as a report of it alone would have them; every sentence gets drawn."""
+    whole = rivals.batch(text).report
+    tokenise, drawn = Tokeniser(text.tokenizer, max_words=64), set()
+    for start in range(6):
+        said = one_sentence(whole, torch.arange(8) + 10 * start, longest=48)
+        for b, ids in enumerate(said.words):
+            sentences = split(rivals.REPORTS[b])
+            alone = [tokenise([s]) for s in sentences]
+            (k,) = [i for i, r in enumerate(alone) if torch.equal(r.words[0], ids[: r.words.shape[1]].int())]
+            length = alone[k].words.shape[1]
+            drawn.add(k)
+            assert said.real[b].sum() == length
+            assert torch.equal(said.word[b, :length], alone[k].word[0])
+            assert torch.equal(said.sentence[b, :length], alone[k].sentence[0])
+            assert (said.word[b, length:] == -1).all()
+    assert drawn == {0, 1}
+    assert one_sentence(whole, torch.arange(8), longest=5).words.shape == (8, 5)
+
+
+def test_ptunifier_is_the_original(text):
+    """Pools, rows that are drawn, weights, temperature; prompts are trained, and only those that were drawn."""
+    model, whole = rivals.method("ptunifier", text), rivals.batch(text)
+    c = model.config
+    assert (c.layers, c.pool, c.prompts, c.cells, c.word_ratio, c.words) == (6, 2048, 32, 49, 0.15, 48)
+    assert (c.mlm, c.itm, c.itc, c.tau, c.width, c.sentence) == (1.0, 0.5, 0.1, 0.1, 768, True)
+    assert model.language.shape == model.visual.shape == (2048, 24)
+    assert model.language.std().item() == pytest.approx(0.02, rel=0.02)
+    sizes = []
+    model.fusion.register_forward_pre_hook(lambda _, given: sizes.append((given[0].shape[1], given[1].shape[1])))
+    losses = model(whole)
+    assert list(losses) == ["mlm", "itm", "itc"]
+    assert sizes[2][1] == 34
+    assert sizes[3][0] == 49
+    backward(model, losses)
+    for pool, drawn in ((model.language, 32), (model.visual, 49)):
+        rows = (pool.grad.abs().amax(1) > 0).sum()
+        assert drawn <= rows <= 8 * drawn
+    pool = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]])
+    torch.testing.assert_close(nearest(pool, torch.tensor([[1.0, 0.5]]), 2), pool[None, [2, 0]])
+    with pytest.raises(ValueError, match="a pool has 40 rows"):
+        rivals.method("ptunifier", text, pool=40)

@@ -71,10 +71,15 @@ class Method:
 METHODS = {
     "mg3d": Method("mg3d.objectives.mg3d:MG3D", "Ni et al., MG-3D, arXiv 2412.05876"),
     "ctclip": Method("mg3d.objectives.ctclip:CTCLIP", "Hamamci et al., CT-CLIP, arXiv 2403.17834"),
+    "m3ae": Method("mg3d.objectives.m3ae:M3AE", "Chen et al., M3AE, MICCAI 2022"),
+    "mrm": Method("mg3d.objectives.mrm:MRM", "Zhou et al., MRM, ICLR 2023"),
+    "ptunifier": Method("mg3d.objectives.ptunifier:PTUnifier", "Chen et al., PTUnifier, ICCV 2023"),
     "m3dclip": Method("mg3d.objectives.m3dclip:M3DCLIP", "Bai et al., M3D, arXiv 2404.00578"),
     "mae3d": Method("mg3d.objectives.mae3d:MAE3D", "Chen et al., SelfMedMAE, ISBI 2023", needs_reports=False),
     "swinunetr": Method("mg3d.objectives.swinunetr:SwinUNETR", "Tang et al., CVPR 2022", needs_reports=False),
     "jigsaw": Method("mg3d.objectives.jigsaw:Jigsaw", "Noroozi and Favaro, ECCV 2016", needs_reports=False),
+    "pcrlv2": Method("mg3d.objectives.pcrlv2:PCRLv2", "Zhou et al., PCRLv2, TPAMI 2023", needs_reports=False),
+    "rubikpp": Method("mg3d.objectives.rubikpp:RubikPlus", "Zhu et al., MedIA 2020", needs_reports=False),
     "swinmm": Method("mg3d.objectives.swinmm:SwinMM", "Wang et al., MICCAI 2023", needs_reports=False),
 }
 

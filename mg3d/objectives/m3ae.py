@@ -1,0 +1,123 @@
+"""M3AE: a masked autoencoder of volumes and reports at once (Chen et al., MICCAI 2022).
+
+    L = L_MLM + L_MIM + L_ITM                                                           weights 1
+
+Three passes through 6 layers of co-attention (`vlp.CoAttention`) at each step. MLM: 15 % of the words are hidden, the
+volume is whole. MIM: 75 % of the cubes of 16^3 voxels are hidden, the report is whole; the volume tokens that have gone
+through 3 layers rebuild the hidden cubes, each at mean 0 and variance 1, where 0 all over has an error of 1. ITM: half
+of the pairs are wrong; [both poolers] -> right or wrong.
+
+**Departs from the original.** The text encoder is frozen and shared (there RoBERTa, trained along), and reads reports
+of the recipe's length (there 64 tokens). The volume encoder is the shared one: it sees zeros where the original's ViT
+drops tokens, and the mean of its tokens stands for an image's [CLS]. Where cells have 16 voxels a side (ViT) the
+decoder is the original's (4 layers, 384 wide, half of the encoder); elsewhere it is convolutional, since a token of
+Swin covers several cubes. Norms come before the sub-layers. MLM is a mean over a report, then over reports. The wrong
+volume of a pair is of the same part of the batch.
+"""
+
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from mg3d import losses
+from mg3d.decoders import ReportDecoder
+from mg3d.encoders import Encoder
+from mg3d.objectives import Objective, TextEncoder
+from mg3d.types import Batch, Losses, Report
+from mg3d.views import block_mask, mask_words
+from mg3d.vlp import CoAttention, CubeDecoder, cube_error, matching, sentence_maps, told, wrong_pairs
+
+
+@dataclass(frozen=True)
+class M3AEConfig:
+    """Constants of the original. Raises ValueError for a share that hides nothing or all, and a depth beyond all."""
+
+    layers: int = 6  # of co-attention
+    depth: int = 3  # layers after which the volume is rebuilt
+    heads: int = 12
+    mask_cube: int = 16  # voxels a side
+    mask_ratio: float = 0.75  # of the cubes
+    word_ratio: float = 0.15
+
+    def __post_init__(self) -> None:
+        for name in ("mask_ratio", "word_ratio"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} is the hidden share: take a number between 0 and 1")
+        if not 1 <= self.depth <= self.layers:
+            raise ValueError(f"depth={self.depth}: take 1 to layers={self.layers}")
+
+
+PAPER = M3AEConfig()
+VARIANTS = {"paper": PAPER, "shallow": replace(PAPER, layers=2, depth=2)}  # MG-3D's runs have 2 layers
+
+
+@final
+class M3AE(Objective):
+    """The method, with every encoder whose last width the heads divide."""
+
+    text: TextEncoder
+
+    def __init__(self, encoder: Encoder, text: TextEncoder, config: M3AEConfig = PAPER, *, shape: tuple[int, int, int]):
+        super().__init__()
+        c, width, stride = config, encoder.widths[-1], encoder.strides[-1]
+        self.config, self.encoder = c, encoder
+        object.__setattr__(self, "text", text)  # frozen: neither a submodule nor in the state
+        self.from_volume, self.from_text = nn.Linear(width, width), nn.Linear(text.width, width)
+        self.fusion = CoAttention(width, layers=c.layers, heads=c.heads)
+        self.report_decoder = ReportDecoder(width, vocabulary=text.vocabulary)
+        self.voxel_decoder = CubeDecoder(width, stride=stride, cube=c.mask_cube, layers=4)
+        self.match = nn.Linear(2 * width, 2)
+
+    def forward(self, batch: Batch) -> Losses:
+        """`mlm`, `mim`, `itm`. Raises ValueError without reports."""
+        c, report = self.config, told(batch, "M3AE")
+        volume, _ = self._tokens(batch)
+        masked, labels = mask_words(
+            report, batch.seeds, mask_id=self.text.mask_id, vocabulary=self.text.vocabulary, ratio=c.word_ratio
+        )
+        with torch.no_grad():
+            hidden_words = self.text(masked)
+        fused = self.fusion(volume, self.from_text(hidden_words), real=report.real)
+        words = self._words(report)
+        rebuilt, hidden = self._rebuilt(batch, words, report)
+        chosen, right = wrong_pairs(batch.seeds)
+        pairs = self.fusion(volume[chosen], words, real=report.real)
+        return {
+            "mlm": losses.mlm(self.report_decoder(fused.words, labels != -100), labels),
+            "mim": cube_error(rebuilt, batch.volume, hidden),
+            "itm": matching(self.match(pairs.pooled), right),
+        }
+
+    @torch.no_grad()
+    def maps(self, batch: Batch) -> tuple[Float[Tensor, "B layers heads S N"], tuple[int, int, int]]:
+        """Where each sentence looks: the mean of its words' cross-attention, each layer; and the grid of the tokens."""
+        report, (volume, grid) = told(batch, "M3AE"), self._tokens(batch)
+        return sentence_maps(self.fusion(volume, self._words(report), real=report.real).maps, report), grid
+
+    @torch.no_grad()
+    def reconstruct(self, batch: Batch) -> tuple[Float[Tensor, "B 1 D H W"], Bool[Tensor, "B d h w"]]:
+        """What is rebuilt, each cube on its own scale, and which cubes were hidden."""
+        report = told(batch, "M3AE")
+        return self._rebuilt(batch, self._words(report), report)
+
+    def _tokens(
+        self, batch: Batch, mask: Bool[Tensor, "B d h w"] | None = None
+    ) -> tuple[Float[Tensor, "B N E"], tuple[int, int, int]]:
+        pyramid = self.encoder(batch.volume, mask=mask)
+        return self.from_volume(pyramid.tokens), pyramid.grid
+
+    def _words(self, report: Report) -> Float[Tensor, "B L E"]:
+        return self.from_text(self.text.word_features(report))
+
+    def _rebuilt(
+        self, batch: Batch, words: Float[Tensor, "B L E"], report: Report
+    ) -> tuple[Float[Tensor, "B 1 D H W"], Bool[Tensor, "B d h w"]]:
+        """The volume from the cubes that are left and the whole report, and which cubes were hidden."""
+        c, (d, h, w) = self.config, batch.volume.shape[2:]
+        hidden = block_mask(batch.seeds, (d, h, w), cube=c.mask_cube, ratio=c.mask_ratio)
+        volume, grid = self._tokens(batch, hidden)
+        tokens = self.fusion(volume, words, real=report.real, depth=c.depth).middle
+        return self.voxel_decoder(tokens, hidden, grid=grid, size=(d, h, w)), hidden
