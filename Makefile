@@ -1,6 +1,6 @@
 # make demo | make test | make lab | make lint | make bench     each builds .venv from constraints.txt when it is missing
 PYTHON ?= python3
-NOTEBOOKS = notebooks/00_tour.ipynb notebooks/01_data.ipynb notebooks/02_pretrain.ipynb notebooks/05_downstream.ipynb
+NOTEBOOKS = $(addprefix notebooks/,00_tour.ipynb 01_data.ipynb 02_pretrain.ipynb 05_downstream.ipynb 07_attention_maps.ipynb)
 BIN = .venv/bin
 # data, cache and runs of the demo and of the notebooks stay inside the clone unless MG3D_HOME says otherwise
 export MG3D_HOME ?= $(CURDIR)/home
