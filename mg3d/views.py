@@ -5,6 +5,7 @@ random numbers: as easy as 1, 2, 3" (SC 2011). So there is no generator state: a
 any number of processes, and after a resume. Streams keep the draws for different purposes independent.
 """
 
+import math
 from typing import Final
 
 import torch
@@ -22,6 +23,10 @@ PLACE: Final = 10
 FLIPS: Final = 11
 TURNS: Final = 12
 LIGHT: Final = 13
+NOISE_BOXES: Final = 14
+PASTE_BOXES: Final = 15
+GAUSS: Final = 16
+SWAPS: Final = 17
 BRANCH: Final = 2**32  # and the view's number
 
 # splitmix64 (Steele, Lea, Flood, OOPSLA 2014): the golden ratio's step and its mixing factors, as signed 64-bit
@@ -59,9 +64,9 @@ def pick(seeds: Int[Tensor, "B"], n: int, *, stream: int) -> Int[Tensor, "B"]:
     return (noise(seeds, 1, stream=stream)[:, 0] * n).long()
 
 
-def cube_side(size: tuple[int, int, int], share: float) -> int:
-    """Side of a cube that is `share` of the longest side of a volume, and fits into it."""
-    return max(1, min(*size, round(share * max(size))))
+def cube_side(size: tuple[int, int, int], share: float, least: int = 1) -> int:
+    """Side of a cube that is `share` of the longest side of a volume, at least `least` voxels, and fits into it."""
+    return max(1, min(*size, max(least, round(share * max(size)))))
 
 
 def crop(
@@ -89,6 +94,57 @@ def flip(volume: Float[Tensor, "B C D H W"], axes: Bool[Tensor, "B 3"]) -> Float
     for axis in range(3):
         volume = torch.where(axes[:, axis].view(-1, 1, 1, 1, 1), volume.flip(axis + 2), volume)
     return volume
+
+
+def crops(
+    volume: Float[Tensor, "B 1 D H W"], seeds: Int[Tensor, "B"], *, count: int, share: float, least: int = 1
+) -> tuple[Float[Tensor, "n 1 s s s"], Int[Tensor, "n"]]:
+    """`count` random cubes a volume (see `cube_side`) and a seed for each; first the first ones of all volumes."""
+    d, h, w = volume.shape[2:]
+    side = cube_side((d, h, w), share, least)
+    each = [branch(seeds, k) for k in range(count)]
+    return torch.cat([crop(volume, s, size=(side, side, side)) for s in each]), torch.cat(each)
+
+
+def swap(volume: Float[Tensor, "B C D H W"], which: Int[Tensor, "B"]) -> Float[Tensor, "B C D2 H2 W2"]:
+    """Each cube with two axes exchanged: W and H for 0, W and D for 1. Twice is nothing."""
+    return torch.stack([x.transpose(3, 2 if k == 0 else 1) for x, k in zip(volume, which.tolist(), strict=True)])
+
+
+def boxes(
+    seeds: Int[Tensor, "B"], size: tuple[int, int, int], *, stream: int, most: float = 0.3, count: int = 256
+) -> Bool[Tensor, "B 1 D H W"]:
+    """Random boxes with sides of 5 to 25 % of the volume's, until they hold U(0, `most`) of its voxels.
+
+    A box that would leave the volume is cut, and what two share counts twice, as in SwinUNETR's pre-training.
+    """
+    draws, whole = noise(seeds, 6 * count + 1, stream=stream), torch.tensor(size, device=seeds.device)
+    start, extent = draws[:, 1:].view(-1, 2, count, 3).unbind(1)
+    short, long = (whole * 0.05).long().clamp_min(1), (whole * 0.25).long().clamp_min(2)
+    low = (start * (whole - short)).long()
+    high = torch.minimum(low + short + (extent * (long - short)).long(), whole)
+    held = (high - low).prod(-1)
+    taken = held.cumsum(1) - held < most * draws[:, :1] * math.prod(size)
+    inside = []
+    for axis, n in enumerate(size):
+        at = torch.arange(n, device=seeds.device)
+        inside.append(((at >= low[..., axis, None]) & (at < high[..., axis, None])).float())
+    d, h, w = inside
+    slices = torch.einsum("bnh,bnw->bnhw", h, w).flatten(2)
+    return (torch.einsum("bnd,bnx->bdx", d * taken[..., None], slices) > 0).unflatten(2, size[1:])[:, None]
+
+
+def normals(seeds: Int[Tensor, "B"], size: tuple[int, ...]) -> Float[Tensor, "B 1 D H W"]:
+    """Normal numbers (Box and Muller)."""
+    radius, angle = noise(seeds, 2 * math.prod(size), stream=GAUSS).view(-1, 2, 1, *size).unbind(1)
+    return (-2 * (1 - radius).log()).sqrt() * (2 * math.pi * angle).cos()
+
+
+def gaussian(seeds: Int[Tensor, "B"], size: tuple[int, int, int]) -> Float[Tensor, "B 1 D H W"]:
+    """Normal numbers, brought to [0, 1] by the least and the greatest of each volume."""
+    x = normals(seeds, size)
+    low, high = x.amin((1, 2, 3, 4), keepdim=True), x.amax((1, 2, 3, 4), keepdim=True)
+    return (x - low) / (high - low)
 
 
 def augment(volume: Float[Tensor, "B 1 D H W"], seeds: Int[Tensor, "B"]) -> Float[Tensor, "B 1 D H W"]:

@@ -1,0 +1,128 @@
+"""SwinUNETR's pre-training: inpainting, rotation and contrast (Tang et al., CVPR 2022).
+
+    L = CE(rotation, both views) + NT-Xent(z, z') at T = 0.5 + L1(rebuilt, turned clean view)        weights 1, 1, 1
+
+Two cubes of 96 of the volume's 128 voxels; of each two views, turned by 0, 90, 180 or 270 degrees in their last two
+axes. A view is corrupted twice: boxes of noise, then boxes of another cube, each up to U(0, 0.3) of it. The rotation is
+read off the first token of the coarsest level, the contrasted feature (512) off the second, the cube off all of them.
+
+Departs from the original: boxes are pasted from the other cube of the same volume, not from any sample of the batch, so
+that a view does not depend on what else is in the batch (nor on the number of processes). Cubes are of two tokens a
+side at least, if the volume is large enough. The last two axes are those
+of an axial slice. An encoder whose tokens see only their surroundings may rather be read by its mean: variant "pooled".
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal, final, get_args
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mg3d.contrast import nt_xent
+from mg3d.decoders import VoxelDecoder
+from mg3d.encoders import Encoder
+from mg3d.objectives import Objective, TextEncoder
+from mg3d.types import Batch, Losses
+from mg3d.views import NOISE_BOXES, PASTE_BOXES, TURNS, boxes, branch, crops, cube_side, gaussian, pick, turn
+
+Reading = Literal["tokens", "mean"]
+TERMS = ("rotation", "contrast", "inpainting")
+
+
+@dataclass(frozen=True)
+class SwinUNETRConfig:
+    """Weights and sizes. ValueError for a reading that does not exist, and for fewer than two cubes."""
+
+    rotation: float = 1.0
+    contrast: float = 1.0
+    inpainting: float = 1.0
+    tau: float = 0.5
+    features: int = 512  # that are contrasted
+    crop: float = 0.75  # side, of the longest side of a volume: 96 of 128 voxels
+    crops: int = 2
+    drop: float = 0.3  # of a view, at most, by each corruption
+    reads: Reading = "tokens"
+
+    def __post_init__(self) -> None:
+        if self.reads not in get_args(Reading):
+            raise ValueError(f"reads={self.reads!r}; valid: {', '.join(get_args(Reading))}")
+        if self.crops < 2:
+            raise ValueError(
+                f"crops={self.crops}: what is pasted comes from another cube of the volume, take 2 or more"
+            )
+
+
+PAPER = SwinUNETRConfig()
+VARIANTS = {"paper": PAPER, "pooled": replace(PAPER, reads="mean")}
+
+
+@final
+class SwinUNETR(Objective):
+    """Reads no reports; works with every encoder whose coarsest stride is a power of two.
+
+    Raises ValueError when volumes of `shape` are too small for cubes of two tokens a side.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        text: TextEncoder | None = None,
+        config: SwinUNETRConfig = PAPER,
+        *,
+        shape: tuple[int, int, int],
+    ):
+        super().__init__()
+        self.config, self.encoder = config, encoder
+        self.least = 2 * encoder.strides[-1]  # of a single token the decoder's norm leaves nothing
+        if cube_side(shape, config.crop, self.least) <= encoder.strides[-1]:
+            raise ValueError(
+                f"shape={shape}: its cubes are one token at stride {encoder.strides[-1]}, take larger volumes"
+            )
+        width = encoder.widths[-1]
+        self.turns_of = nn.Linear(width, 4)
+        self.contrasted = nn.Linear(width, config.features)
+        self.decoder = VoxelDecoder(width, stride=encoder.strides[-1])
+
+    def forward(self, batch: Batch) -> Losses:
+        """The three terms, weighted."""
+        c = self.config
+        clean, corrupted, turns = self.views(batch)
+        d, h, w = clean.shape[2:]
+        pyramid = self.encoder(corrupted)
+        first, second = self.read(pyramid.tokens)
+        pair = [self.gather(z) for z in self.contrasted(second).chunk(2)]
+        terms = {"contrast": self.once(nt_xent, *pair, tau=c.tau)}
+        if not self.only_gathers:
+            terms["rotation"] = F.cross_entropy(self.turns_of(first), turns)
+            rebuilt = self.decoder(pyramid.tokens, grid=pyramid.grid, size=(d, h, w))
+            terms["inpainting"] = F.l1_loss(rebuilt, clean)
+        return {name: getattr(c, name) * terms[name] for name in TERMS if name in terms}
+
+    def views(self, batch: Batch) -> tuple[Float[Tensor, "n 1 s s s"], Float[Tensor, "n 1 s s s"], Int[Tensor, "n"]]:
+        """Both views of every cube, first all the first ones: turned, corrupted too, and how often they were turned."""
+        c = self.config
+        cubes, cube_seeds = crops(batch.volume, batch.seeds, count=c.crops, share=c.crop, least=self.least)
+        d, h, w = cubes.shape[2:]
+        seeds = torch.cat([branch(cube_seeds, view) for view in range(2)])
+        turns = pick(seeds, 4, stream=TURNS)
+        clean = turn(cubes.repeat(2, 1, 1, 1, 1), turns)
+        noisy = boxes(seeds, (d, h, w), stream=NOISE_BOXES, most=c.drop)
+        corrupted = torch.where(noisy, gaussian(seeds, (d, h, w)).to(clean), clean)
+        pasted = boxes(seeds, (d, h, w), stream=PASTE_BOXES, most=c.drop)
+        other = torch.cat([view.roll(len(batch.volume), 0) for view in clean.chunk(2)])
+        return clean, torch.where(pasted, other, corrupted), turns
+
+    def read(self, tokens: Float[Tensor, "n N E"]) -> tuple[Float[Tensor, "n E"], Float[Tensor, "n E"]]:
+        """What the rotation and the contrasted feature are read off; of a single token both."""
+        if self.config.reads == "mean":
+            return tokens.mean(1), tokens.mean(1)
+        return tokens[:, 0], tokens[:, min(1, tokens.shape[1] - 1)]
+
+    @torch.no_grad()
+    def rotation_accuracy(self, batch: Batch) -> float:
+        """Share of the views whose rotation is told right; by chance a fourth."""
+        _, corrupted, turns = self.views(batch)
+        first, _ = self.read(self.encoder(corrupted).tokens)
+        return (self.turns_of(first).argmax(1) == turns).float().mean().item()
