@@ -141,8 +141,12 @@ def test_which_sentence_looks_here():
     shown.board.move(shown.peak(1))
     assert next(index for _, index in shown.list.options) == 1
     assert shown.sentence == shown.list.value == 0
+    asked = shown.board.at
+    shown.list.value = 2
+    assert shown.sentence == 2
+    np.testing.assert_array_equal(shown.board.at, asked)  # the question stays with its place
+    shown.order.value = "as in the report"
     shown.list.value = 1
-    assert shown.sentence == 1
     np.testing.assert_allclose(shown.board.at, shown.board.frame.snapped(shown.peak(1)))
     assert SENTENCES[1] in shown._said.value
 

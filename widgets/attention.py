@@ -193,7 +193,7 @@ class AttentionExplorer:
 
     def _chosen(self, change: Any) -> None:
         if not self._sorting and change["new"] not in (None, self.sentence):
-            self.pick(change["new"])
+            self.pick(change["new"], jump=self.order.value == _REPORT)  # who looks here is asked of one place
 
     def _sort(self) -> None:
         """The list in the order that is asked for; that by who looks here follows the crosshair."""

@@ -42,9 +42,10 @@ def build(frame: Frame, sources: Sequence[str], *, down: bool) -> go.Figure:
             text = _panel(figure, frame, plane, row=row, col=col)
             if second == 0 and source:
                 figure.add_annotation(text=source, x=0, y=1, xanchor="left", yanchor="bottom", font_size=14, **text)
+    broad = (n * max(wide) if down else sum(wide)) * scale * 1.02 + 8
     tall = (sum(high) if down else n * max(high)) * scale + 30 * (1 if down else n)
-    figure.update_layout(height=round(tall), margin={"l": 4, "r": 4, "t": 26, "b": 4}, showlegend=False,
-                         paper_bgcolor="black", plot_bgcolor="black", dragmode="pan")  # fmt: skip
+    figure.update_layout(width=round(broad), height=round(tall), margin={"l": 4, "r": 4, "t": 26, "b": 4},
+                         showlegend=False, paper_bgcolor="black", plot_bgcolor="black", dragmode="pan")  # fmt: skip
     return figure
 
 

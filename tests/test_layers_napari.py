@@ -1,0 +1,100 @@
+"""Layers of napari without napari: the patient's left lies where the world says, for every affine."""
+
+import os
+import sys
+
+import numpy as np
+import pytest
+from test_slices import DIRECTIONS, NODULE_MM, phantom
+
+from widgets import viewer
+from widgets.geometry import coarse, to_mm
+from widgets.layers import AXES, attention_layers, error_layers, upright, world
+
+NAPARI = viewer.why_not()
+
+
+@pytest.mark.parametrize("name", ["LPS", "RAS", "LAS", "SPL", "PIR", "AIR", "oblique 20", "oblique permuted"])
+def test_every_layer_lies_where_the_patient_is(name):
+    volume, affine = phantom(DIRECTIONS[name], (4.0, 5.0, 6.0))
+    grid = (5, 6, 4)
+    maps = np.zeros((2, *grid), np.float32)
+    cell = np.rint(np.linalg.inv(coarse(affine, volume.shape, grid))[:3] @ [*NODULE_MM, 1]).astype(int)
+    maps[1][tuple(cell)] = 3.0
+    layers = attention_layers(volume, affine, maps=maps, sentence=1, outline=volume > 0)
+    assert [(more["name"], kind) for _, more, kind in layers] == [
+        ("CT", "image"), ("attention", "image"), ("truth", "labels")
+    ]  # fmt: skip
+    for data, more, _ in layers:
+        found = np.argwhere(data > data.max() / 2).mean(0) * more["scale"] + more["translate"]
+        reach = 4 if more["name"] != "attention" else max(more["scale"])
+        np.testing.assert_allclose(found, world(NODULE_MM), atol=reach)
+        assert more["axis_labels"] == AXES == ("S", "P", "L")
+        assert more["scale"].min() > 0
+
+
+def test_voxels_that_only_change_their_order_are_not_copied():
+    array = np.random.default_rng(0).normal(size=(4, 5, 6))
+    affine = np.array([[0, 0, -2.0, 9], [0, -3.0, 0, 4], [1.5, 0, 0, -8], [0, 0, 0, 1]])
+    turned, scale, first = upright(array, affine, order=1)
+    assert np.shares_memory(turned, array)
+    np.testing.assert_array_equal(turned, array)  # the array was in the world's order
+    np.testing.assert_allclose(scale, [1.5, 3, 2])
+    np.testing.assert_allclose(first, world(to_mm((0, 0, 0), affine)))
+
+
+def test_windows_and_colours():
+    volume, affine = np.zeros((3, 3, 3), np.float16), np.eye(4)
+    look = attention_layers(volume, affine, maps=np.zeros((1, 2, 2, 2)), window="bone", window_hu=(-1000.0, 400.0))
+    assert look[0][1]["contrast_limits"] == (480 - 1250, 480 + 1250)
+    assert (look[0][0] == -1000).all()
+    codes = np.array([[[0, 1], [2, 3]]], np.uint8).repeat(2, 0)
+    layers = error_layers(volume.astype(np.float32), affine, codes={"a": codes, "b": codes})
+    assert [more["visible"] for _, more, kind in layers if kind == "labels"] == [True, False]
+    assert layers[1][1]["colormap"][2] == "#E4002B"
+    with pytest.raises(ValueError, match="for every colour vision"):
+        error_layers(volume, affine, codes={}, colours="rainbow")
+    with pytest.raises(ValueError, match="no sentence 4"):
+        attention_layers(volume, affine, maps=np.zeros((2, 1, 1, 1)), sentence=4)
+
+
+def test_one_sentence_says_what_is_missing(monkeypatch):
+    volume, affine = phantom(np.eye(3), (10.0, 10.0, 10.0))
+    monkeypatch.setattr(viewer, "find_spec", lambda name: None)
+    with pytest.raises(viewer.NoWindow, match=r"napari is not installed.*mg3d\[viewer\].*AttentionExplorer"):
+        viewer.view_attention(volume, affine, sentences=["One."], maps=np.ones((1, 2, 2, 2)))
+    monkeypatch.setattr(viewer, "find_spec", lambda name: "there" if name == "napari" else None)
+    with pytest.raises(viewer.NoWindow, match=r"no binding of Qt.*ErrorViewer"):
+        viewer.view_errors(volume, affine, truth=volume > 0, predictions={"a": volume > 0})
+    monkeypatch.setattr(viewer, "find_spec", lambda name: "there")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert "xvfb-run -a" in viewer.why_not()
+    monkeypatch.setenv("DISPLAY", ":97")
+    monkeypatch.setattr(viewer, "_PROBE", "raise SystemExit(7)")
+    assert "OpenGL" in viewer.why_not()
+    monkeypatch.setattr(viewer, "_PROBE", "raise SystemExit(6)")
+    assert "cannot reach the display :97" in viewer.why_not()
+
+
+@pytest.mark.skipif(bool(NAPARI), reason=f"no napari window: {NAPARI}")
+@pytest.mark.filterwarnings("default")
+def test_a_window_shows_the_left_lung_on_the_right(tmp_path):
+    from qtpy.QtWidgets import QApplication
+
+    volume, affine = phantom(DIRECTIONS["LAS"], (3.0, 3.0, 3.0))
+    maps = np.zeros((2, *volume.shape), np.float32)
+    maps[0] = volume > 0
+    maps[1][2:5, 2:5, 2:5] = 1
+    shown = viewer.view_attention(volume, affine, sentences=["A nodule.", "A corner."], maps=maps, outlines=volume > 0)
+    shown.window.resize(1300, 900)
+    QApplication.processEvents()
+    np.testing.assert_allclose(shown.dims.point, world(NODULE_MM), atol=14)
+    pixels = shown.screenshot(os.environ.get("MG3D_SHOT", str(tmp_path / "napari.png")))[..., :3].astype(int)
+    bright = np.argwhere(pixels.min(-1) > 200)
+    assert len(bright)
+    assert np.median(bright[:, 1]) > pixels.shape[1] / 2
+    shown.dims.order = (1, 0, 2)
+    assert str(shown.camera.orientation2d[0]).lower().endswith("up")
+    shown.close()
