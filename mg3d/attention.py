@@ -181,13 +181,14 @@ class FusionLayer(nn.Module):
         *,
         x_real: Bool[Tensor, "B X"] | None = None,
         y_real: Bool[Tensor, "B Y"] | None = None,
+        more: Float[Tensor, "B X E"] | None = None,
     ) -> tuple[Float[Tensor, "B X E"], Float[Tensor, "B heads queries keys"]]:
-        """New features of x, and the map of the cross-modal attention."""
+        """New features of x, and the map of the cross-modal attention. `more` is added before the feed-forward part."""
         if self.plain:
             return self.cross(x, y, x_real=x_real, y_real=y_real)
         x = x + self.itself(self.norm_self(x), x_real)
         change, weights = self.cross(x, y, x_real=x_real, y_real=y_real)
-        x = x + change
+        x = x + change if more is None else x + change + more
         return x + self.feed(self.norm_feed(x)), weights
 
 

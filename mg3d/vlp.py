@@ -8,6 +8,7 @@ take the other's tokens as they were before the layer (METER, Dou et al., CVPR 2
 M3AE, ARL and PTUnifier are built on it. Norms stand in front of each sub-layer, where theirs follow it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -99,12 +100,17 @@ class CoAttention(nn.Module):
         *,
         real: Bool[Tensor, "B L"],
         depth: int = 0,
+        also: Callable[[int, Tensor], Tensor | None] | None = None,
     ) -> Fused:
-        """Both modalities, each knowing the other; `real` marks the words that are no padding, [CLS] the first."""
+        """Both modalities, each knowing the other; `real` marks the words that are no padding, [CLS] the first.
+
+        `also(layer, volume)` is added to the words before the feed-forward part of that layer.
+        """
         y, x = volume + self.types[0], words + self.types[1]
         middle, maps = y, []
         for number, (layer_y, layer_x) in enumerate(zip(self.of_volume, self.of_words, strict=True), 1):
-            (x, seen), (y, _) = layer_x(x, y, x_real=real), layer_y(y, x, y_real=real)
+            more = None if also is None else also(number - 1, y)
+            (x, seen), (y, _) = layer_x(x, y, x_real=real, more=more), layer_y(y, x, y_real=real)
             maps.append(seen)
             middle = y if number == depth else middle
         y, x = self.norm_volume(y), self.norm_words(x)

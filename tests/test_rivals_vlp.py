@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from mg3d import encoders, objectives
+from mg3d.entities import TERMS, Lexicon, as_units, terms, together, without
 from mg3d.objectives.m3dclip import M3DCLIPConfig, augment
 from mg3d.objectives.mrm import every_place
 from mg3d.objectives.ptunifier import nearest
@@ -17,7 +18,7 @@ from mg3d.text import Tokeniser, split
 from mg3d.types import Batch
 from mg3d.vlp import CubeDecoder, cube_error, one_sentence, wrong_pairs
 
-METHODS = ["ctclip", "m3dclip", "m3ae", "mrm", "ptunifier"]
+METHODS = ["ctclip", "m3dclip", "m3ae", "mrm", "ptunifier", "arl"]
 SMALL, FLAT = (16, 16, 16), (16, 32, 32)
 
 
@@ -37,6 +38,8 @@ def test_every_parameter_of_every_variant_learns(name):
     text = rivals.Words(torch.float64)  # so that rounding does not pass for a gradient
     for variant in objectives.METHODS[name].variants:
         model = rivals.method(name, text, variant=variant).double()
+        model(rivals.batch(text, dtype=torch.float64))
+        model.after_step()  # ARL knows relations from now on
         losses = model(rivals.batch(text, dtype=torch.float64))
         assert all(x.isfinite() and x > 0 and x.shape == () for x in losses.values())
         still = [n for n, g in backward(model, losses).items() if g is None or g.abs().max() < 1e-12]
@@ -72,6 +75,7 @@ def test_equal_bits_twice_and_after_a_resume(name, text):
     """Two steps, or one, a state dict into a fresh method, and another."""
 
     def step(model, optimiser, number):
+        torch.manual_seed(number)  # dropout draws from the step's seed, as in `fit`
         losses = model(rivals.batch(text, seed=number))
         backward(model, losses)
         optimiser.step()
@@ -94,7 +98,7 @@ def test_equal_bits_twice_and_after_a_resume(name, text):
     assert "text" not in {key.split(".")[0] for key in a}
 
 
-@pytest.mark.parametrize("name", ["ctclip", "m3dclip", "ptunifier"])
+@pytest.mark.parametrize("name", ["ctclip", "m3dclip", "ptunifier", "arl"])
 def test_embeds_each_modality_alone(name, text):
     model, whole = rivals.method(name, text).eval(), rivals.batch(text)
     volume, said = model.embed(whole)
@@ -331,3 +335,77 @@ def test_ptunifier_is_the_original(text):
     torch.testing.assert_close(nearest(pool, torch.tensor([[1.0, 0.5]]), 2), pool[None, [2, 0]])
     with pytest.raises(ValueError, match="a pool has 40 rows"):
         rivals.method("ptunifier", text, pool=40)
+
+
+def test_ptunifier_learns(text):
+    """A volume alone and a report alone find each other: ITC at 1.5 at most (ln 8 = 2.08 by chance)."""
+    model = rivals.method("ptunifier", text, variant="shallow", shape=SMALL, itc=1.0, sentence=False)
+    model = rivals.trained(model, text, steps=50, lr=1e-3, shape=SMALL)
+    assert model(rivals.batch(text, seed=77, shape=SMALL))["itc"] < 1.5
+
+
+def test_a_lexicon_finds_entities_at_whole_words(text):
+    """The longest term at each place, in order, with the tokens that name it; nothing within a word."""
+    said = "Pleural effusion in the right upper lobe. The heart and lungs are normal, no masses, no cyst."
+    report, lexicon = Tokeniser(text.tokenizer)([said, "Normal."]), Lexicon(text)
+    found = lexicon(report)
+    names = [lexicon.names[k] for k in found.entity[0][found.real[0]]]
+    assert names == ["pleural effusion", "right upper lobe", "heart", "lungs", "cyst"]
+    assert not found.real[1].any()
+    assert text.tokenizer.decode(report.words[0][found.spans[0, 1]]) == "right upper lobe"
+    assert found.named(len(lexicon.names))[0].sum() == 5
+    few = Lexicon(text, most=2)(report)
+    assert few.entity.tolist() == [found.entity[0, :2].tolist(), [-1, -1]]
+    relations = together(found, report, len(lexicon.names))
+    number = lexicon.names.index
+    assert relations[number("pleural effusion"), number("right upper lobe")] == 1
+    assert relations[number("pleural effusion"), number("heart")] == 0
+    assert torch.equal(relations, relations.T)
+    assert len(set(TERMS)) == len(TERMS)
+
+
+def test_lexicons_of_ones_own(tmp_path):
+    with pytest.raises(ValueError, match="UMLS needs a licence of your own"):
+        terms("umls")
+    (tmp_path / "mine.tsv").write_text("heart\tC0018787\n\nleft lung\n")
+    assert terms(str(tmp_path / "mine.tsv")) == ("heart", "left lung")
+    (tmp_path / "none.tsv").write_text("\n")
+    with pytest.raises(ValueError, match=r"none\.tsv: no terms"):
+        terms(str(tmp_path / "none.tsv"))
+    with pytest.raises(ValueError, match="encoder with a tokenizer"):
+        Lexicon(torch.nn.Identity())
+
+
+def test_arl_is_the_original(text):
+    """Weights, widths, heads; entities are masked as units, and leave the stream when they are."""
+    model, whole = rivals.method("arl", text), rivals.batch(text)
+    c = model.config
+    assert (c.width, c.most, c.entity_heads, c.layers, c.depth, c.itm) == (256, 24, 4, 6, 3, 0.1)
+    assert (c.mask_ratio, c.word_ratio) == (0.75, 0.15)
+    assert model.reason.layers[0].feed[0].out_features == 1024
+    assert model.knowledge.first.left.shape == (8, 64)
+    found = model(whole)
+    assert list(found) == ["itm", "mlm", "mim", "align"]
+    assert found["itm"].item() == pytest.approx(0.1 * math.log(2), rel=0.2)
+    assert found["align"].item() == pytest.approx(2 * math.log(2), rel=0.2)
+    named = model.lexicon(whole.report)
+    units = as_units(whole.report, named)
+    lobe = named.spans[0, 1]
+    assert lobe.sum() == 3
+    assert len(units[0, lobe].unique()) == 1
+    assert torch.equal(units[0, ~named.spans[0].any(0)], whole.report.word[0, ~named.spans[0].any(0)])
+    hidden = torch.zeros_like(whole.report.real)
+    hidden[0, lobe.nonzero()[1]] = True
+    left = without(named, hidden)
+    assert left.real.sum() == named.real.sum() - 1
+    assert not left.real[0, 1]
+    assert model.knowledge.counts.sum() == 0
+    model.after_step()
+    assert model.knowledge.counts.sum() > 0
+
+
+def test_arl_learns(text):
+    """What a volume alone and a report alone say is named: ALIGN at 0.4 at most (2 ln 2 = 1.39 untrained)."""
+    found = learned("arl", text, steps=30, variant="shallow")
+    assert found["align"] < 0.4, found
+    assert found["mim"] < 0.95, found
