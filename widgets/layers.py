@@ -40,7 +40,7 @@ def attention_layers(
     if maps.ndim != 4 or not 0 <= sentence < len(maps):
         raise ValueError(f"maps of shape {maps.shape} have no sentence {sentence}: [S, d, h, w] with 0 to S - 1")
     found = [ct_layer(volume, affine, window=window, window_hu=window_hu)]
-    look = {"colormap": "plasma", "blending": "additive", "opacity": 0.6, "contrast_limits": (0.0, 1.0)}
+    look = {"colormap": "inferno", "blending": "additive", "opacity": 0.6, "contrast_limits": (0.0, 1.0)}
     found.append(_placed("attention", share(maps[sentence]), volume, affine, "image", look))
     if outline is not None:
         found.append(_placed("truth", (outline > 0).astype(np.uint8), volume, affine, "labels", {"opacity": 0.9}))
