@@ -8,6 +8,7 @@ take the other's tokens as they were before the layer (METER, Dou et al., CVPR 2
 M3AE, ARL and PTUnifier are built on it. Norms stand in front of each sub-layer, where theirs follow it.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
@@ -123,6 +124,16 @@ def sentence_maps(maps: Float[Tensor, "B layers heads L N"], report: Report) -> 
     flat = maps.movedim(3, 1).flatten(2)
     means = sentence_mean(flat, report.sentence, report.alone.shape[1])
     return means.unflatten(2, (*maps.shape[1:3], -1)).movedim(1, 3).float()
+
+
+def check_cubes(shape: tuple[int, int, int], *, cube: int, ratio: float) -> None:
+    """Raise ValueError where a mask of `views.block_mask` would hide all of a volume of `shape`, or nothing."""
+    count = math.prod(max(1, round(side / cube)) for side in shape)
+    if not 0 < round(ratio * count) < count:
+        raise ValueError(
+            f"shape={shape} has {count} cubes of {cube} voxels, and mask_ratio={ratio} leaves none to hide or none to "
+            "see: take larger volumes or a smaller mask_cube"
+        )
 
 
 @final

@@ -32,7 +32,17 @@ from mg3d.losses import in_float32
 from mg3d.objectives import Objective, TextEncoder
 from mg3d.types import Batch, Losses, Report
 from mg3d.views import block_mask, mask_words
-from mg3d.vlp import CoAttention, CubeDecoder, Fused, cube_error, matching, sentence_maps, told, wrong_pairs
+from mg3d.vlp import (
+    CoAttention,
+    CubeDecoder,
+    Fused,
+    check_cubes,
+    cube_error,
+    matching,
+    sentence_maps,
+    told,
+    wrong_pairs,
+)
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,7 @@ class ARL(Objective):
     def __init__(self, encoder: Encoder, text: TextEncoder, config: ARLConfig = PAPER, *, shape: tuple[int, int, int]):
         super().__init__()
         c, width = config, encoder.widths[-1]
+        check_cubes(shape, cube=c.mask_cube, ratio=c.mask_ratio)
         self.config, self.encoder = c, encoder
         object.__setattr__(self, "text", text)  # frozen: neither a submodule nor in the state
         self.lexicon = Lexicon(text, terms(c.entities), most=c.most)

@@ -28,7 +28,7 @@ from mg3d.encoders import Encoder
 from mg3d.objectives import Objective, TextEncoder
 from mg3d.types import Batch, Losses, Report
 from mg3d.views import block_mask, mask_words
-from mg3d.vlp import CoAttention, CubeDecoder, cube_error, matching, sentence_maps, told, wrong_pairs
+from mg3d.vlp import CoAttention, CubeDecoder, check_cubes, cube_error, matching, sentence_maps, told, wrong_pairs
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class M3AE(Objective):
     def __init__(self, encoder: Encoder, text: TextEncoder, config: M3AEConfig = PAPER, *, shape: tuple[int, int, int]):
         super().__init__()
         c, width, stride = config, encoder.widths[-1], encoder.strides[-1]
+        check_cubes(shape, cube=c.mask_cube, ratio=c.mask_ratio)
         self.config, self.encoder = c, encoder
         object.__setattr__(self, "text", text)  # frozen: neither a submodule nor in the state
         self.from_volume, self.from_text = nn.Linear(width, width), nn.Linear(text.width, width)

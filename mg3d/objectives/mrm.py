@@ -28,7 +28,7 @@ from mg3d.losses import in_float32
 from mg3d.objectives import Objective, TextEncoder
 from mg3d.types import Batch, Losses, Report
 from mg3d.views import WORDS, block_mask, noise
-from mg3d.vlp import CubeDecoder, cube_error, told
+from mg3d.vlp import CubeDecoder, check_cubes, cube_error, told
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,17 @@ VARIANTS = {"paper": PAPER, "plain": replace(PAPER, shrink=1)}
 
 @final
 class MRM(Objective):
-    """The method, with every encoder. The text encoder lends its ids alone."""
+    """The method, with every encoder. The text encoder lends its ids alone.
+
+    Raises ValueError for volumes of a `shape` whose cubes are too few to hide some and see some.
+    """
 
     text: TextEncoder
 
     def __init__(self, encoder: Encoder, text: TextEncoder, config: MRMConfig = PAPER, *, shape: tuple[int, int, int]):
         super().__init__()
         c = self.config = config
+        check_cubes(shape, cube=c.shrink * c.mask_cube, ratio=c.mask_ratio)
         self.encoder = encoder
         object.__setattr__(self, "text", text)  # frozen: neither a submodule nor in the state
         stride, cube = c.shrink * encoder.strides[-1], c.shrink * c.mask_cube
