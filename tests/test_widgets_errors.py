@@ -70,6 +70,7 @@ def test_components():
     assert list(table["found"]) == pytest.approx([0.5, 0, 0])
     assert list(table["ml"]) == pytest.approx([192 * 0.02, 32 * 0.02, 8 * 0.02])
     assert len(viewer().components("b")) == 2
+    assert list(viewer(truth=masks()[0] > 0).classes) == ["label 1"]  # of a mask of bool, too
 
 
 def test_colours_say_what_is_right():

@@ -68,7 +68,9 @@ class ErrorViewer:
         at: Point | None = None,
     ) -> None:
         self._truth, self._predictions = truth.astype(np.int16), {n: p.astype(np.int16) for n, p in predictions.items()}
-        self.classes = dict(classes) if classes is not None else {f"label {k}": int(k) for k in np.unique(truth) if k}
+        self.classes = (
+            dict(classes) if classes is not None else {f"label {k}": int(k) for k in np.unique(self._truth) if k}
+        )
         self._check()
         shape = np.asarray(volume).shape
         self._affine = coarse(np.asarray(affine, float), shape, truth.shape)  # of the masks
