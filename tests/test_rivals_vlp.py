@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from mg3d import encoders, objectives
+from mg3d.accumulate import Parts
 from mg3d.entities import TERMS, Lexicon, as_units, terms, together, without
 from mg3d.objectives.m3dclip import M3DCLIPConfig, augment
 from mg3d.objectives.mrm import every_place
@@ -104,6 +105,31 @@ def test_equal_bits_twice_and_after_a_resume(name, text):
     a, b = model.state_dict(), again.state_dict()
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert "text" not in {key.split(".")[0] for key in a}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_under_autocast(name, text):
+    """bfloat16 features, float32 losses near those of full precision."""
+    model = rivals.method(name, text, shape=sized(name)).eval()
+    same = rivals.batch(text, part=slice(0, 2), shape=sized(name))
+    wanted = model(same)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = model(same)
+    for key in wanted:
+        assert found[key].dtype == torch.float32
+        torch.testing.assert_close(found[key], wanted[key], rtol=0.1, atol=0.02)
+
+
+@pytest.mark.parametrize("name", ["ctclip", "m3dclip"])
+def test_two_parts_give_the_gradient_of_the_whole(name, text):
+    """Also of the factor, which no part gathers."""
+    model, whole = rivals.method(name, text), rivals.batch(text, part=slice(0, 4))
+    wanted = backward(model, model(whole))
+    halves = [rivals.batch(text, part=slice(0, 2)), rivals.batch(text, part=slice(2, 4))]
+    model.zero_grad()
+    Parts(model, parts=2, forward=lambda part, last: model(part)).backward(lambda k: iter(halves[k:]), seed=3)
+    for key, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, wanted[key], rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", ["ctclip", "m3dclip", "ptunifier", "arl"])

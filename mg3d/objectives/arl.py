@@ -7,13 +7,12 @@ graph attention. Align: the pooled volume and [CLS], each Linear ReLU Linear ReL
 entities the report names (binary cross-entropy, both added). Reason: up to 24 entities of a report are a third stream,
 with self-attention, cross-attention to the volume (4 heads) and a feed-forward layer of 1024 in every layer but the
 last, where no loss would hear it; what they found is added to the words that name them, before the words' own
-feed-forward. Learn: MLM hides an entity's words
-together, and an entity with a hidden word leaves the stream.
+feed-forward. Learn: MLM hides an entity's words together, and an entity with a hidden word leaves the stream.
 
 **Departs from the original.** Entities come from an open lexicon of findings and anatomy, relations from sentences that
-name two (there UMLS by scispaCy, with its triples; embeddings pre-trained by TransE, here N(0, 0.02)). Text and volume
-encoder, norms, decoders, the mean over volume tokens for [CLS] and the mean of MLM are as in our M3AE; there are no
-weights of METER to start from.
+name two (there UMLS by scispaCy, with its triples; embeddings pre-trained by TransE, here N(0, 0.02)); of several
+processes the first one's reports count. Text and volume encoder, norms, decoders, the mean over volume tokens for
+[CLS] and the mean of MLM are as in our M3AE; there are no weights of METER to start from.
 """
 
 from dataclasses import dataclass, replace
@@ -101,7 +100,8 @@ class ARL(Objective):
         """`itm`, `mlm`, `mim`, `align`, weighted. Raises ValueError without reports."""
         c, report = self.config, told(batch, "ARL")
         named = self.lexicon(report)
-        self.knowledge.note(together(named, report, len(self.lexicon.names)))
+        if not self.only_gathers:
+            self.knowledge.note(together(named, report, len(self.lexicon.names)))
         table, (volume, _), words = self.knowledge(), self._tokens(batch), self._words(report)
         masked, labels = mask_words(
             replace(report, word=as_units(report, named)),
