@@ -136,7 +136,13 @@ def riddles(model, seen: Batch) -> float:
     return (sum(found[k] for k in ("hor", "ver", "mask")) - 2 * 2 / 3 - 0.5) / (3 - 2 * 2 / 3 - 0.5)
 
 
+def rebuilt(model, seen: Batch) -> float:
+    """Share of the variance of a cube that is rebuilt where it was hidden."""
+    return 1 - model(seen)["rebuilt"].item()
+
+
 LEARNS = {
+    "swinmm": Learns(rebuilt, chance=0.0, reached=0.15, steps=40),
     "mae3d": Learns(explained, chance=0.0, reached=0.1, steps=30),
     "swinunetr": Learns(rotation, chance=0.25, reached=0.35, steps=60),
     "jigsaw": Learns(order, chance=0.01, reached=0.1, steps=40, count=8),
