@@ -13,7 +13,7 @@ from chest import chest, write_nifti
 from scipy.ndimage import binary_erosion
 
 from mg3d.data.listing import Listing, Problem
-from mg3d.data.masks import MASK_REASONS, prepare_masks, prepare_pair, to_source
+from mg3d.data.masks import prepare_masks, prepare_pair, to_source
 from mg3d.data.nifti import read_nifti
 from mg3d.data.patches import PatchSpec, load_mask
 from mg3d.data.reading import REASONS
@@ -185,7 +185,7 @@ def test_what_cannot_be_used_is_quarantined_with_its_reason(tmp_path, reason, me
     assert [e.case.id for e in prepared.entries] == ["case_1"]
     (problem,) = prepared.quarantine
     assert (problem.id, problem.reason) == ("case_0", reason)
-    assert reason in REASONS | MASK_REASONS
+    assert reason in REASONS
     assert re.search(message, problem.detail)
     with (tmp_path / "cache" / "quarantine.csv").open() as file:
         assert [row["reason"] for row in csv.DictReader(file)] == [reason]

@@ -7,7 +7,7 @@ A volume is oriented to the frame of `mg3d.types` and resampled to the spacing o
 coarser is antialiased), then windowed to [0, 1]; its mask goes to the same grid by nearest neighbour, so that labels
 stay labels. Nothing is cropped. `classes` names the values of a mask from 0, the background, on.
 
-A pair that cannot be used goes to `quarantine.csv` with a reason of `reading.REASONS`, or one of MASK_REASONS.
+A pair that cannot be used goes to `quarantine.csv` with a reason of `reading.REASONS`.
 """
 
 from collections import Counter
@@ -32,11 +32,6 @@ from mg3d.data.reading import _bounds, _check_geometry, read_volume
 from mg3d.data.store import Entry, Prepared
 from mg3d.types import Case
 
-MASK_REASONS = {
-    "no-mask": "segmentation: a case without a mask",
-    "mask-grid": "segmentation: a mask of another shape, or at another place, than its volume",
-    "mask-labels": "segmentation: a mask with values that are no label of the study",
-}
 APART = 0.1  # of a voxel, that the corners of volume and mask may lie apart
 WHOLE = 1e-3  # how near a label is to a whole number: slope and intercept of a header leave rounding errors
 

@@ -39,6 +39,9 @@ REASONS = {
     "no-report": "corpus: no row of the reports table names the volume",
     "empty-report": "corpus: a row without text",
     "no-label": "cohort: a row without a label of the study, or a volume without a row",
+    "no-mask": "segmentation: a case without a mask",
+    "mask-grid": "segmentation: a mask of another shape, or at another place, than its volume",
+    "mask-labels": "segmentation: a mask with values that are no label of the study",
     "memory": "preparation: too large for the memory",
     "killed": "preparation: its process was killed, twice",
 }
