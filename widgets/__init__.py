@@ -2,5 +2,9 @@
 
 slices      CT slices as radiologists read them, with overlays and outlines
 figures     losses and prevalences, and the one house style of all pictures
+predictions what a fine-tuned model says beside what is true
 geometry    where a voxel lies in the patient        panels    one slice drawn
+
+attention   the explorer of maps: linked planes, sentences, runs side by side          errors    of segmentations, and where
+live, panes, frame   what these two share           layers, viewer   the same in napari, or why not
 """
