@@ -5,6 +5,7 @@ figures     losses and prevalences, and the one house style of all pictures
 predictions what a fine-tuned model says beside what is true
 geometry    where a voxel lies in the patient        panels    one slice drawn
 
-attention   the explorer of maps: linked planes, sentences, runs side by side          errors    of segmentations, and where
+attention   the explorer of maps: linked planes, sentences, runs side by side
+errors      the viewer of segmentations: what is wrong, what is missing, and where
 live, panes, frame   what these two share           layers, viewer   the same in napari, or why not
 """
