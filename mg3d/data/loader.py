@@ -71,11 +71,11 @@ class Loader:
 
     def steps(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches number start ... stop - 1. One thread reads ahead; what it raises is raised here."""
-        return _ahead(self.batch, range(start, stop))
+        return ahead(self.batch, range(start, stop))
 
     def all(self) -> Iterator[Batch]:
         """Every entry once, in order, whatever the rank; the last batch may be smaller."""
-        return _ahead(self._chunk, range(0, len(self.entries), self.size))
+        return ahead(self._chunk, range(0, len(self.entries), self.size))
 
     def _chunk(self, first: int) -> Batch:
         places = np.arange(first, min(first + self.size, len(self.entries)))
@@ -146,7 +146,7 @@ def _columns(entries: Sequence[Entry], labels: Sequence[str]) -> Callable[[Seque
     return target
 
 
-def _ahead(read: Callable[[int], Batch], numbers: range) -> Iterator[Batch]:
+def ahead(read: Callable[[int], Batch], numbers: range) -> Iterator[Batch]:
     """`read(n)` for each n, in order, AHEAD of them under way in one thread, which ends with the iterator."""
     with ThreadPoolExecutor(1, thread_name_prefix="loader") as thread:
         waiting = deque()

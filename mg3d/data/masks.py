@@ -10,7 +10,6 @@ stay labels. Nothing is cropped. `classes` names the values of a mask from 0, th
 A pair that cannot be used goes to `quarantine.csv` with a reason of `reading.REASONS`.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from hashlib import sha256
@@ -26,9 +25,8 @@ from mg3d.data.frame import Frame
 from mg3d.data.listing import Listing, Problem, few
 from mg3d.data.nifti import Stored, read_nifti
 from mg3d.data.patches import BY_PERCENTILES, PERCENTILES, PatchSpec
-from mg3d.data.pool import cores, scatter
-from mg3d.data.prepare import _commonest, _fault, _lost, _one_thread, _spacing
-from mg3d.data.reading import _bounds, _check_geometry, read_volume
+from mg3d.data.prepare import fault, one_thread, prepare_all, spacing_of
+from mg3d.data.reading import bounds_of, check_geometry, read_volume
 from mg3d.data.store import Entry, Prepared
 from mg3d.types import Case
 
@@ -52,36 +50,20 @@ def prepare_masks(
     them. Raises ValueError when two cases have one id, when nothing is left (with the commonest reasons), and when a
     class is in no mask of the training split; OSError when the disk is full.
     """
-    from tqdm import tqdm
-
-    twice = [id_ for id_, n in Counter(case.id for case in listing.cases).items() if n > 1]
-    if twice:
-        raise ValueError(f"{len(twice)} ids name more than one case: {few(twice)}. Give each case its own id.")
-    store.sweep(folder)
-    work = partial(prepare_pair, classes=tuple(classes), spec=spec, folder=folder, masks=masks)
-    workers = min(workers or cores(), len(listing.cases))
-    done = scatter(work, listing.cases, lost=_lost, workers=workers)
-    bar = tqdm(done, desc="preparing", unit="volume", total=len(listing.cases), disable=not progress, mininterval=0.5)
-    results = {case.id: result for case, result in bar}
-    found = [results[case.id] for case in listing.cases]
-    entries = [r for r in found if isinstance(r, Entry)]
-    quarantine = [*listing.problems, *(r for r in found if isinstance(r, Problem))]
-    table = store.write_quarantine(quarantine, folder)
-    if not entries:
-        raise ValueError(f"no volume could be prepared: {_commonest(quarantine)}. See {table}.")
-    _check_classes(entries, classes)
-    return Prepared(entries, quarantine, folder)
+    given = {"classes": tuple(classes), "spec": spec, "folder": folder, "masks": masks}
+    known, work = partial(_known, **given), partial(prepare_pair, **given)
+    prepared = prepare_all(listing, known=known, work=work, folder=folder, workers=workers, progress=progress)
+    _check_classes(prepared.entries, classes)
+    return prepared
 
 
 def prepare_pair(case: Case, *, classes: Sequence[str], spec: PatchSpec, folder: Path, masks: bool) -> Entry | Problem:
     """Prepare one volume and its mask, or say why they cannot be used; what is prepared already is found by its
     sidecar. Raises OSError when the disk is full."""
-    if case.mask is None and masks:
-        return Problem(case.id, str(case.volume), "no-mask", "there is nothing to learn from. Get the mask.")
+    known = _known(case, classes=classes, spec=spec, folder=folder, masks=masks)
+    if known is not None:
+        return known
     try:
-        known = pairs.find(case, spec, folder, classes=len(classes))
-        if known is not None:
-            return known
         before = pairs.stamps(case)
         image = read_volume(case.volume, rescale=case.rescale) if _has_units(spec) else read_scan(case.volume)
         mask = None if case.mask is None else read_mask(case.mask, image=image, classes=classes)
@@ -92,19 +74,29 @@ def prepare_pair(case: Case, *, classes: Sequence[str], spec: PatchSpec, folder:
     except BadVolume as bad:
         return Problem(case.id, bad.path, bad.reason, bad.detail)
     except OSError as error:
-        return Problem(case.id, str(error.filename or case.volume), *_fault(error))
+        return Problem(case.id, str(error.filename or case.volume), *fault(error))
     except MemoryError:
         return Problem(case.id, str(case.volume), "memory", "too large for the memory. Prepare with fewer workers.")
     record |= {"content": sha256(content.encode()).hexdigest()[:16], "sources": before}
     return pairs.write(volume, labels, record, case=case, spec=spec, folder=folder)
 
 
+def _known(case: Case, *, classes: Sequence[str], spec: PatchSpec, folder: Path, masks: bool) -> Entry | Problem | None:
+    """What can be said of a pair without reading it."""
+    if case.mask is None and masks:
+        return Problem(case.id, str(case.volume), "no-mask", "there is nothing to learn from. Get the mask.")
+    try:
+        return pairs.find(case, spec, folder, classes=len(classes))
+    except OSError as error:
+        return Problem(case.id, str(error.filename or case.volume), *fault(error))
+
+
 def read_scan(path: Path) -> Image:
     """A NIfTI volume whose values have no unit, as MRI: nothing is known of them but that they are finite and not all
     equal. Raises BadVolume with a reason of reading.REASONS."""
     stored = read_nifti(path)
-    _check_geometry(stored.affine, path)
-    _bounds(stored.voxels, path)
+    check_geometry(stored.affine, path)
+    bounds_of(stored.voxels, path)
     return Image(_scaled(stored), stored.affine, "none")
 
 
@@ -171,20 +163,20 @@ def _resampled(
     low, high = map(float, spec.window_hu if _has_units(spec) else np.percentile(image.hu, PERCENTILES))
     if not low < high:
         raise BadVolume("constant", path, f"99 % of the voxels are {low:g}. Convert the original again.")
-    with _one_thread():
+    with one_thread():
         values = frame.resample(image.hu, grid, window_hu=(low, high))
     affine = grid.affine(image.affine)
     record = {
         "source_shape": image.hu.shape,
         "source_affine": image.affine.tolist(),
-        "source_spacing_mm": _spacing(image.affine),
+        "source_spacing_mm": spacing_of(image.affine),
         "spec": {  # shape and crop make Frame.of_record give this very grid
             "shape": grid.shape,
             "crop": [s * m / n for s, m, n in zip(grid.scale, grid.shape, grid.size, strict=True)],
             "window_hu": (low, high),
         },
         "affine": affine.tolist(),
-        "spacing_mm": _spacing(affine),
+        "spacing_mm": spacing_of(affine),
         "hu_from": image.hu_from,
     }
     volume = np.clip((values - low) / (high - low), 0, 1).astype(np.float16)

@@ -9,10 +9,7 @@ As in `store`: all is written atomically, and what differs has another name. The
 sources; when they change, they are read again.
 """
 
-import io
 import json
-import re
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +30,12 @@ def stamps(case: Case) -> dict[str, dict[str, Any]]:
     return {name: {"path": str(p.absolute()), **store.stamp(p)} for name, p in files.items() if p is not None}
 
 
-def _sidecar(case: Case, spec: PatchSpec, folder: Path) -> Path:
-    name = re.sub(r"[^\w.-]", "_", case.id)[:80]
-    files = (str(p and p.absolute()) for p in (case.volume, case.mask))
-    return folder / f"{name}-{sha256(chr(0).join((case.id, *files, _key(case, spec))).encode()).hexdigest()[:12]}.json"
-
-
-def _key(case: Case, spec: PatchSpec) -> str:
-    return sha256(f"{spec.hash} {case.rescale and tuple(map(float, case.rescale))}".encode()).hexdigest()[:8]
-
-
 def find(case: Case, spec: PatchSpec, folder: Path, *, classes: int) -> Entry | None:
     """The entry of a case that is prepared and whose sources have not changed; reads the sidecar alone.
 
     One that holds a label from `classes` on is read again, to say so. Raises OSError where a source is gone.
     """
-    path, sources = _sidecar(case, spec, folder), stamps(case)
+    path, sources = store.sidecar(case, spec, folder, case.mask), stamps(case)
     try:
         record = json.loads(path.read_text())
         whole = all((folder / name).stat().st_size == size for name, size in record["files"].items())
@@ -68,14 +55,13 @@ def write(
     folder: Path,
 ) -> Entry:
     """Write the arrays, then the sidecar. Raises OSError, see `paths.write_atomic`."""
-    entry = Entry(case, folder / f"{record['content']}-{_key(case, spec)}.npy", _sidecar(case, spec, folder))
+    array = folder / f"{record['content']}-{store.key(case, spec)}.npy"
+    entry = Entry(case, array, store.sidecar(case, spec, folder, case.mask))
     arrays = {entry.array: volume}
     if labels is not None:
         arrays |= {mask_path(entry): labels, places_path(entry): _places(labels)}
-    for path, array in arrays.items():
-        packed = io.BytesIO()  # np.save to a file on a full disk raises an error that does not say so
-        np.save(packed, array, allow_pickle=False)
-        paths.write_atomic(path, packed.getvalue())
+    for path, values in arrays.items():
+        store.write_array(path, values)
     files = {path.name: path.stat().st_size for path in arrays}
     full = {"case": case.id, "array": entry.array.name, "files": files, "version": VERSION, **record}
     paths.write_atomic(entry.sidecar, json.dumps(full, indent=1).encode())

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int, Shaped
 
 from mg3d.data import frame
-from mg3d.data.loader import IN_ORDER, _ahead, seeds
+from mg3d.data.loader import IN_ORDER, ahead, seeds
 from mg3d.data.store import DamagedCache, Entry
 from mg3d.types import Batch
 
@@ -117,12 +117,12 @@ class PatchLoader:
 
     def steps(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches number start ... stop - 1. One thread reads ahead; what it raises is raised here."""
-        return _ahead(self.batch, range(start, stop))
+        return ahead(self.batch, range(start, stop))
 
     def all(self) -> Iterator[Batch]:
         """Every entry once, whole, one a batch, in order, whatever the rank: volume [1, 1, D, H, W], target uint8
         [1, D, H, W], or None where the case has no mask."""
-        return _ahead(self._whole, range(len(self.entries)))
+        return ahead(self._whole, range(len(self.entries)))
 
     def _whole(self, place: int) -> Batch:
         entry = self.entries[place]

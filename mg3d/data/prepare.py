@@ -7,7 +7,7 @@ the run goes on. A run that was killed goes on where it was; what is prepared is
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,29 @@ def prepare(
     among them. Raises ValueError when two cases have one id and when nothing is left (with the commonest reasons), and
     OSError when the disk is full.
     """
+    return prepare_all(
+        listing,
+        known=partial(_known, spec=spec, folder=folder, reports=reports),
+        work=partial(prepare_case, spec=spec, folder=folder),
+        folder=folder,
+        workers=workers,
+        progress=progress,
+    )
+
+
+def prepare_all(
+    listing: Listing,
+    *,
+    known: Callable[[Case], Entry | Problem | None],
+    work: Callable[[Case], Entry | Problem],
+    folder: Path,
+    workers: int | None,
+    progress: bool,
+) -> Prepared:
+    """What can be said of each case without reading its volume (`known`), else what `work` makes of it in a process.
+
+    Writes `quarantine.csv`; raises what `prepare` raises.
+    """
     from tqdm import tqdm
 
     twice = [id_ for id_, n in Counter(case.id for case in listing.cases).items() if n > 1]
@@ -53,14 +76,14 @@ def prepare(
         results: dict[str, Entry | Problem] = {}
         todo = []
         for case in listing.cases:
-            known = _known(case, spec, folder, reports=reports)
-            if known is None:
+            result = known(case)
+            if result is None:
                 todo.append(case)
             else:
-                results[case.id] = known
+                results[case.id] = result
                 bar.update()
         workers = min(workers or cores(), len(todo))
-        for case, result in scatter(partial(prepare_case, spec=spec, folder=folder), todo, lost=_lost, workers=workers):
+        for case, result in scatter(work, todo, lost=_lost, workers=workers):
             results[case.id] = result
             bar.update()
             bar.set_postfix(quarantine=sum(isinstance(r, Problem) for r in results.values()), refresh=False)
@@ -82,14 +105,14 @@ def prepare_case(case: Case, *, spec: Spec, folder: Path) -> Entry | Problem:
         image = read_volume(case.volume, rescale=case.rescale)
         content = store.content_hash(case.volume)
         frame = Frame.of(image.affine, image.hu.shape, shape=spec.shape, crop=spec.crop)
-        with _one_thread():
+        with one_thread():
             hu = resample(image.hu, frame, window_hu=spec.window_hu)
         if store.stamp(case.volume) != before:
             raise BadVolume("unreadable", case.volume, "it changed while it was read. Prepare again.")
     except BadVolume as bad:
         return Problem(case.id, bad.path, bad.reason, bad.detail)
     except OSError as error:
-        return Problem(case.id, str(case.volume), *_fault(error))
+        return Problem(case.id, str(case.volume), *fault(error))
     except MemoryError:
         return Problem(case.id, str(case.volume), "memory", "too large for the memory. Prepare with fewer workers.")
     low, high = spec.window_hu
@@ -100,20 +123,20 @@ def prepare_case(case: Case, *, spec: Spec, folder: Path) -> Entry | Problem:
         "source": {"path": str(case.volume.absolute()), **before},
         "source_shape": image.hu.shape,
         "source_affine": image.affine.tolist(),
-        "source_spacing_mm": _spacing(image.affine),
+        "source_spacing_mm": spacing_of(image.affine),
         "rescale": case.rescale,
         "hu_from": image.hu_from,
         "spec": {"shape": spec.shape, "crop": spec.crop, "window_hu": spec.window_hu},
         "spec_hash": spec.hash,
         "version": VERSION,
         "affine": affine.tolist(),
-        "spacing_mm": _spacing(affine),
+        "spacing_mm": spacing_of(affine),
         "hu": _statistics(volume, spec),
     }
     return store.write(volume, record, case=case, spec=spec, folder=folder)
 
 
-def _known(case: Case, spec: Spec, folder: Path, *, reports: bool) -> Entry | Problem | None:
+def _known(case: Case, *, spec: Spec, folder: Path, reports: bool) -> Entry | Problem | None:
     """What can be said of a case without reading its volume."""
     if reports and not case.report.strip():
         return Problem(
@@ -122,10 +145,10 @@ def _known(case: Case, spec: Spec, folder: Path, *, reports: bool) -> Entry | Pr
     try:
         return store.find(case, spec, folder)
     except OSError as error:
-        return Problem(case.id, str(case.volume), *_fault(error))
+        return Problem(case.id, str(case.volume), *fault(error))
 
 
-def _fault(error: OSError) -> tuple[str, str]:
+def fault(error: OSError) -> tuple[str, str]:
     """Reason and detail for a source that cannot be opened."""
     if isinstance(error, FileNotFoundError):
         return "missing", "no such file or folder. Correct the path, or get the volume."
@@ -147,7 +170,8 @@ def _commonest(problems: Sequence[Problem]) -> str:
     return "; ".join(f"{n} x {reason} (e.g. {example[reason].path}: {example[reason].detail})" for reason, n in counts)
 
 
-def _spacing(affine: np.ndarray) -> list[float]:
+def spacing_of(affine: np.ndarray) -> list[float]:
+    """Millimetres a voxel along each axis, as a sidecar keeps them."""
     return [round(float(mm), 6) for mm in np.linalg.norm(affine[:3, :3], axis=0)]
 
 
@@ -169,7 +193,7 @@ def _statistics(volume: np.ndarray, spec: Spec) -> dict:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Products by one thread: the parallel runs over volumes, and the sums keep their order."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -74,9 +74,9 @@ def read_volume(path: Path, *, rescale: Scale | None = None, limits: Limits = LI
     if not path.exists():
         raise BadVolume("missing", path, "no such file or folder. Correct the path, or get the volume.")
     stored = _stored(path)
-    _check_geometry(stored.affine, path)
+    check_geometry(stored.affine, path)
     _check_size(stored, limits, path)
-    bounds = _bounds(stored.voxels, path)
+    bounds = bounds_of(stored.voxels, path)
     hu, hu_from, seen = to_hu(stored.voxels, header=stored.scale, rescale=rescale, bounds=bounds, path=path)
     if hu_from != "8-bit":  # those came from pictures: no scanner geometry, no HU
         _check_placed(stored.affine, path)
@@ -90,7 +90,8 @@ def _stored(path: Path) -> Stored:
     return FORMATS.get(path.suffix.lower(), read_nifti)(path)
 
 
-def _check_geometry(affine: np.ndarray, path: Path) -> None:
+def check_geometry(affine: np.ndarray, path: Path) -> None:
+    """Raise BadVolume where an affine is singular, sheared or not finite."""
     axes = affine[:3, :3]
     spacing = np.linalg.norm(axes, axis=0)
     if not np.isfinite(affine).all() or (spacing < 1e-6).any():
@@ -112,7 +113,7 @@ def _check_size(stored: Stored, limits: Limits, path: Path) -> None:
         raise BadVolume("not-chest", path, f"{size} mm is no chest. Correct the spacing in the header.")
 
 
-def _bounds(voxels: np.ndarray, path: Path) -> tuple[float, float]:
+def bounds_of(voxels: np.ndarray, path: Path) -> tuple[float, float]:
     """Smallest and largest stored value. NaN spreads through min and max, so that two passes find every fault."""
     low, high = float(voxels.min()), float(voxels.max())
     if not np.isfinite([low, high]).all():

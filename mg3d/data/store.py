@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -81,15 +81,26 @@ class Prepared:
     folder: Path
 
 
-def key(case: Case, spec: Spec) -> str:
+@runtime_checkable
+class Hashed(Protocol):
+    """What a store needs of a spec: eight hex digits of all that it says."""
+
+    @property
+    def hash(self) -> str:
+        """The digits."""
+        ...
+
+
+def key(case: Case, spec: Hashed) -> str:
     """Eight hex digits of all that shapes the numbers, the source apart."""
     return sha256(f"{spec.hash} {case.rescale and tuple(map(float, case.rescale))}".encode()).hexdigest()[:8]
 
 
-def sidecar(case: Case, spec: Spec, folder: Path) -> Path:
-    """The path of a case's sidecar."""
+def sidecar(case: Case, spec: Hashed, folder: Path, *others: Path | None) -> Path:
+    """The path of the sidecar of a case; `others` are the files that it is made of beside its volume."""
     name = re.sub(r"[^\w.-]", "_", case.id)[:80]
-    digest = sha256("\0".join((case.id, str(case.volume.absolute()), key(case, spec))).encode())
+    files = (str(path and path.absolute()) for path in (case.volume, *others))
+    digest = sha256("\0".join((case.id, *files, key(case, spec))).encode())
     return folder / f"{name}-{digest.hexdigest()[:12]}.json"
 
 
@@ -140,9 +151,7 @@ def find(case: Case, spec: Spec, folder: Path) -> Entry | None:
 def write(volume: np.ndarray, record: Mapping[str, Any], *, case: Case, spec: Spec, folder: Path) -> Entry:
     """Write array, then sidecar. `record` holds at least `content`. Raises OSError, see `paths.write_atomic`."""
     array = folder / f"{record['content']}-{key(case, spec)}.npy"
-    packed = io.BytesIO()  # np.save to a file on a full disk raises an error that does not say so
-    np.save(packed, volume, allow_pickle=False)
-    paths.write_atomic(array, packed.getvalue())
+    write_array(array, volume)
     full = {
         "case": case.id,
         "array": array.name,
@@ -152,6 +161,13 @@ def write(volume: np.ndarray, record: Mapping[str, Any], *, case: Case, spec: Sp
     }
     path = paths.write_atomic(sidecar(case, spec, folder), json.dumps(full, indent=1).encode())
     return Entry(case, array, path)
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write a `.npy`. Raises OSError, see `paths.write_atomic`."""
+    packed = io.BytesIO()  # np.save to a file on a full disk raises an error that does not say so
+    np.save(packed, array, allow_pickle=False)
+    paths.write_atomic(path, packed.getvalue())
 
 
 def write_quarantine(problems: Sequence[Problem], folder: Path) -> Path:
