@@ -230,12 +230,17 @@ def local(
     softmax(cosine / tau_text) of the frozen `textual` features, and the loss the divergence from it, 0 at best. A mean
     over the sentences of a report, over reports, and over both directions.
     """
-    owner = real.nonzero()[:, 0]
     v, t, meaning = (F.normalize(x[real], dim=-1) for x in (visual, own, textual))
     target, logits = (meaning @ meaning.T / tau_text).log_softmax(-1), v @ t.T / tau
+    return (_divergence(logits, target, real) + _divergence(logits.T, target, real)) / 2
+
+
+def _divergence(logits: Float[Tensor, "rows K"], target: Float[Tensor, "rows K"], real: Bool[Tensor, "B S"]) -> Tensor:
+    """KL(target, softmax of the logits), a row for each real sentence: a mean over a report's, then over reports."""
+    owner = real.nonzero()[:, 0]
     share = 1 / (real.sum(1)[owner] * real.any(1).sum())
-    found = (F.kl_div(x.log_softmax(-1), target, reduction="none", log_target=True) for x in (logits, logits.T))
-    return (sum(each.sum(-1) for each in found) * share).sum() / 2
+    apart = F.kl_div(logits.log_softmax(-1), target, reduction="none", log_target=True)
+    return (apart.sum(-1) * share).sum()
 
 
 @in_float32
@@ -257,13 +262,9 @@ def witness(
     target of a sentence is softmax_j(max_t cosine(s, t) / tau_text) over the sentences t of volume j's report, frozen
     `textual` features; the loss is the divergence from it. A mean over the sentences of a report, then over reports.
     """
-    owner = real.nonzero()[:, 0]
     asks, keys = (x.unflatten(-1, (heads, -1)) for x in (query[real], key))
     scores = torch.einsum("she,jnhe->hsjn", asks / math.sqrt(asks.shape[-1]), keys)
     found = (scores.logsumexp(-1) - math.log(key.shape[1])).mean(0)
     meaning = F.normalize(textual, dim=-1)
     told = torch.einsum("sf,jtf->sjt", meaning[real], meaning).masked_fill(~real, -2).amax(-1)
-    target = (told / tau_text).log_softmax(-1)
-    share = 1 / (real.sum(1)[owner] * real.any(1).sum())
-    apart = F.kl_div(found.log_softmax(-1), target, reduction="none", log_target=True)
-    return (apart.sum(-1) * share).sum()
+    return _divergence(found, (told / tau_text).log_softmax(-1), real)

@@ -248,10 +248,12 @@ class MG3D(Objective):
             terms["cml"] = self.once(losses.cml, *features, tau=c.tau, joint=c.cml_form == "joint")
         if not self.needs_specific:
             return terms
-        specific, _ = self._specific(told, volume)
         if c.ssm or c.local or c.witness:
-            alone = self.text.sentence_features(told.report)
-            visual, textual, exists = (self.gather(x) for x in (specific, alone, real))
+            textual, exists = self.gather(self.text.sentence_features(told.report)), self.gather(real)
+        if c.ssm or c.local or c.dfa:
+            specific, _ = self._specific(told, volume)
+        if c.ssm or c.local:
+            visual = self.gather(specific)
         if c.ssm:
             terms["ssm"] = self.once(losses.ssm, visual, textual, exists, thresholds=c.ssm_thresholds)
         if c.local:
