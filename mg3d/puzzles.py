@@ -74,3 +74,15 @@ class CubeReader(nn.Module):
     def forward(self, pooled: Float[Tensor, "n E"]) -> Float[Tensor, "B F"]:
         """Cubes of a volume follow each other."""
         return self.each(pooled).unflatten(0, (-1, CUBES)).flatten(1)
+
+
+def order_head(width: int, *, hidden: int, orders: int) -> nn.Sequential:
+    """Features of 8 cubes -> logits of the orders, through two layers of `hidden` channels."""
+    deep = nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()
+    return nn.Sequential(*deep, nn.Linear(hidden, orders))
+
+
+def check_orders(orders: int) -> None:
+    """Raise ValueError unless there are 2 orders or more to choose from, and at most 8! of them."""
+    if not 2 <= orders <= 40_320:
+        raise ValueError(f"orders={orders}: take 2 to 40320")

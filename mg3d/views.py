@@ -160,6 +160,13 @@ def augment(volume: Float[Tensor, "B 1 D H W"], seeds: Int[Tensor, "B"]) -> Floa
     return (volume * (1 + scale) + shift).to(volume.dtype)
 
 
+def check_shares(config: object, *names: str) -> None:
+    """Raise ValueError unless each of these fields, a hidden share, lies between 0 and 1."""
+    for name in names:
+        if not 0 < getattr(config, name) < 1:
+            raise ValueError(f"{name}={getattr(config, name)} is the hidden share: take a number between 0 and 1")
+
+
 def block_mask(
     seeds: Int[Tensor, "B"],
     size: tuple[int, int, int],

@@ -32,7 +32,9 @@ ARROWS = {  # part of mg3d: parts that it may import
     "decoders": "types",
     "encoders": "types paths",
     "data": "text types paths",
-    "objectives": "encoders decoders attention contrast entities vlp pairs puzzles losses views metrics types",
+    "objectives": "encoders decoders attention losses views metrics types"
+    " contrast entities vlp pairs puzzles two_views",
+    "two_views": "decoders encoders types views",
     "tasks": "encoders decoders attention losses views metrics types",
     "distributed": "recipe",
     "accumulate": "distributed types",

@@ -255,7 +255,7 @@ def test_the_mutual_term_stops_no_gradient():
     losses = model(batch())
     assert losses["mutual"] > 0
     losses["mutual"].backward()
-    assert model.decoder.voxel.weight.grad.any()
+    assert model.two.decoder.voxel.weight.grad.any()
 
 
 def test_the_hundred_orders_are_far_apart():

@@ -30,7 +30,7 @@ from mg3d.entities import Knowledge, Lexicon, Mentions, Reasoning, as_units, ter
 from mg3d.losses import in_float32
 from mg3d.objectives import Objective, TextEncoder
 from mg3d.types import Batch, Losses, Report
-from mg3d.views import block_mask, mask_words
+from mg3d.views import block_mask, check_shares, mask_words
 from mg3d.vlp import (
     CoAttention,
     CubeDecoder,
@@ -61,9 +61,7 @@ class ARLConfig:
     itm: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("mask_ratio", "word_ratio"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} is the hidden share: take a number between 0 and 1")
+        check_shares(self, "mask_ratio", "word_ratio")
         if not 1 <= self.depth <= self.layers or self.layers < 2:
             raise ValueError(f"depth={self.depth}: take 1 to layers={self.layers}, and 2 layers or more")
 

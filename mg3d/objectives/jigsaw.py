@@ -17,11 +17,11 @@ from typing import final
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from mg3d.encoders import Encoder
 from mg3d.objectives import Objective, TextEncoder
-from mg3d.puzzles import ORDER, CubeReader, cubes, dealt, orders
+from mg3d.puzzles import ORDER, CubeReader, check_orders, cubes, dealt, order_head, orders
 from mg3d.types import Batch, Losses
 from mg3d.views import pick
 
@@ -37,8 +37,7 @@ class JigsawConfig:
     hidden: int = 1024
 
     def __post_init__(self) -> None:
-        if not 2 <= self.orders <= 40_320:
-            raise ValueError(f"orders={self.orders}: take 2 to 40320")
+        check_orders(self.orders)
 
 
 PAPER = JigsawConfig()
@@ -64,8 +63,7 @@ class Jigsaw(Objective):
         self.encoder = encoder
         self.register_buffer("orders", orders(c.orders).clone())
         self.reader = CubeReader(encoder.widths[-1], features=c.features)
-        wide = nn.Linear(self.reader.width, c.hidden), nn.ReLU(), nn.Linear(c.hidden, c.hidden), nn.ReLU()
-        self.order = nn.Sequential(*wide, nn.Linear(c.hidden, c.orders))
+        self.order = order_head(self.reader.width, hidden=c.hidden, orders=c.orders)
 
     def forward(self, batch: Batch) -> Losses:
         """Cross-entropy of the order."""

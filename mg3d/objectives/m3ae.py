@@ -27,7 +27,7 @@ from mg3d.decoders import ReportDecoder
 from mg3d.encoders import Encoder
 from mg3d.objectives import Objective, TextEncoder
 from mg3d.types import Batch, Losses, Report
-from mg3d.views import block_mask, mask_words
+from mg3d.views import block_mask, check_shares, mask_words
 from mg3d.vlp import CoAttention, CubeDecoder, check_cubes, cube_error, matching, sentence_maps, told, wrong_pairs
 
 
@@ -43,9 +43,7 @@ class M3AEConfig:
     word_ratio: float = 0.15
 
     def __post_init__(self) -> None:
-        for name in ("mask_ratio", "word_ratio"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} is the hidden share: take a number between 0 and 1")
+        check_shares(self, "mask_ratio", "word_ratio")
         if not 1 <= self.depth <= self.layers:
             raise ValueError(f"depth={self.depth}: take 1 to layers={self.layers}")
 

@@ -27,7 +27,7 @@ from mg3d.encoders import Encoder
 from mg3d.losses import in_float32
 from mg3d.objectives import Objective, TextEncoder
 from mg3d.types import Batch, Losses, Report
-from mg3d.views import WORDS, block_mask, noise
+from mg3d.views import WORDS, block_mask, check_shares, noise
 from mg3d.vlp import CubeDecoder, check_cubes, cube_error, told
 
 
@@ -45,9 +45,7 @@ class MRMConfig:
     heads: int = 6
 
     def __post_init__(self) -> None:
-        for name in ("mask_ratio", "word_ratio"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} is the hidden share: take a number between 0 and 1")
+        check_shares(self, "mask_ratio", "word_ratio")
         if self.shrink not in (1, 2):
             raise ValueError(f"shrink={self.shrink}: take 2, or 1 for the resolution that the encoder sees")
 

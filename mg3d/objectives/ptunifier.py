@@ -29,7 +29,7 @@ from mg3d.decoders import ReportDecoder
 from mg3d.encoders import Encoder
 from mg3d.objectives import Objective, TextEncoder
 from mg3d.types import Batch, Losses, Report
-from mg3d.views import mask_words
+from mg3d.views import check_shares, mask_words
 from mg3d.vlp import CoAttention, matching, one_sentence, sentence_maps, told, wrong_pairs
 
 
@@ -54,8 +54,7 @@ class PTUnifierConfig:
     def __post_init__(self) -> None:
         if not 0 < max(self.prompts, self.cells) <= self.pool:
             raise ValueError(f"prompts={self.prompts}, cells={self.cells}: a pool has {self.pool} rows")
-        if not 0 < self.word_ratio < 1:
-            raise ValueError(f"word_ratio={self.word_ratio} is the hidden share: take a number between 0 and 1")
+        check_shares(self, "word_ratio")
 
 
 PAPER = PTUnifierConfig()

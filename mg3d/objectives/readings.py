@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
 from mg3d.attention import Gate, Mode
+from mg3d.views import check_shares
 
 TERMS = ("mim", "mlm", "sfr", "cml", "ssm", "dfa")
 OURS = ("clip", "local", "witness")  # terms of our own, which neither the paper nor its code has
@@ -88,9 +89,7 @@ class MG3DConfig:
             raise ValueError("witness asks volume tokens by sentences: take query='sentence' and keys='tokens' with it")
         if self.level > -1:
             raise ValueError(f"level={self.level} counts from the coarsest map: take -1, -2, ...")
-        for name in ("mask_ratio", "word_ratio"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} is the hidden share: take a number between 0 and 1")
+        check_shares(self, "mask_ratio", "word_ratio")
         for name in ("layers", "heads", "self_heads", "mask_cube", "tau", "tau_text"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: take a number above 0")

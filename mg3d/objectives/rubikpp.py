@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mg3d.encoders import Encoder
 from mg3d.objectives import Objective, TextEncoder
-from mg3d.puzzles import COINS, CUBES, MASKED, ORDER, SPINS, CubeReader, cubes, dealt, orders
+from mg3d.puzzles import COINS, CUBES, MASKED, ORDER, SPINS, CubeReader, check_orders, cubes, dealt, order_head, orders
 from mg3d.types import Batch, Losses
 from mg3d.views import flip, noise, pick
 
@@ -43,8 +43,7 @@ class RubikConfig:
     masked: float = 0.5  # share of the cubes, and of a masked one's voxels
 
     def __post_init__(self) -> None:
-        if not 2 <= self.orders <= 40_320:
-            raise ValueError(f"orders={self.orders}: take 2 to 40320")
+        check_orders(self.orders)
 
 
 PAPER = RubikConfig()
@@ -71,8 +70,7 @@ class RubikPlus(Objective):
         self.register_buffer("orders", orders(c.orders).clone())
         self.reader = CubeReader(encoder.widths[-1], features=c.features)
         wide = self.reader.width
-        deep = nn.Linear(wide, c.hidden), nn.ReLU(), nn.Linear(c.hidden, c.hidden), nn.ReLU()
-        heads: dict[str, nn.Module] = {"order": nn.Sequential(*deep, nn.Linear(c.hidden, c.orders))}
+        heads: dict[str, nn.Module] = {"order": order_head(wide, hidden=c.hidden, orders=c.orders)}
         for name in TERMS[1:]:
             heads[name] = nn.Sequential(nn.Linear(wide, c.hidden), nn.ReLU(), nn.Linear(c.hidden, CUBES))
         self.heads = nn.ModuleDict(heads)

@@ -17,22 +17,21 @@ out. Encoders of local tokens may rather be read by their mean: variant "pooled"
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal, final, get_args
+from typing import final
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from mg3d.contrast import nt_xent
-from mg3d.decoders import VoxelDecoder
 from mg3d.encoders import Encoder, hide, voxels
 from mg3d.losses import in_float32
 from mg3d.objectives import Objective, TextEncoder
-from mg3d.types import Batch, Losses, Pyramid
-from mg3d.views import SWAPS, TURNS, block_mask, branch, crops, cube_side, pick, swap, turn
+from mg3d.two_views import Reading, TwoViews, check_reading
+from mg3d.types import Batch, Losses
+from mg3d.views import SWAPS, block_mask, check_shares, pick, swap
 
-Reading = Literal["tokens", "mean"]
 TERMS = ("rotation", "contrast", "rebuilt", "swapped", "mutual")
 
 
@@ -54,10 +53,8 @@ class SwinMMConfig:
     reads: Reading = "tokens"
 
     def __post_init__(self) -> None:
-        if self.reads not in get_args(Reading):
-            raise ValueError(f"reads={self.reads!r}; valid: {', '.join(get_args(Reading))}")
-        if not 0 < self.mask_ratio < 1:
-            raise ValueError(f"mask_ratio={self.mask_ratio} is the hidden share: take a number between 0 and 1")
+        check_reading(self.reads)
+        check_shares(self, "mask_ratio")
 
 
 PAPER = SwinMMConfig()
@@ -81,31 +78,22 @@ class SwinMM(Objective):
     ):
         super().__init__()
         self.config, self.encoder = config, encoder
-        self.least = 2 * encoder.strides[-1]  # of a single token the decoder's norm leaves nothing
-        if cube_side(shape, config.crop, self.least) <= encoder.strides[-1]:
-            raise ValueError(
-                f"shape={shape}: its cubes are one token at stride {encoder.strides[-1]}, take larger volumes"
-            )
-        width = encoder.widths[-1]
-        self.turns_of = nn.Linear(width, 4)
-        self.contrasted = nn.Linear(width, config.features)
-        self.decoder = VoxelDecoder(width, stride=encoder.strides[-1])
+        self.two = TwoViews(encoder, shape=shape, share=config.crop, features=config.features, reads=config.reads)
 
     def forward(self, batch: Batch) -> Losses:
         """The five terms, weighted."""
         c = self.config
         clean, mask, turns, which = self.views(batch)
         pyramid = self.encoder(hide(clean, mask))
-        first, second = self.read(pyramid)
-        pair = [self.gather(z) for z in self.contrasted(second).chunk(2)]
+        said, contrasted = self.two.read(pyramid)
+        pair = [self.gather(z) for z in contrasted.chunk(2)]
         terms = {"contrast": self.once(nt_xent, *pair, tau=c.tau)}
         if not self.only_gathers:
             d, h, w = clean.shape[2:]
             hidden, target = voxels(mask, (d, h, w)), normalised(clean)
-            plain = self.decoder(pyramid.tokens, grid=pyramid.grid, size=(d, h, w))
-            turned = self.encoder(swap(hide(clean, mask), which))
-            back = swap(self.decoder(turned.tokens, grid=turned.grid, size=(d, h, w)), which)
-            terms["rotation"] = F.cross_entropy(self.turns_of(first), turns)
+            plain = self.two.rebuilt(pyramid, (d, h, w))
+            back = swap(self.two.rebuilt(self.encoder(swap(hide(clean, mask), which)), (d, h, w)), which)
+            terms["rotation"] = F.cross_entropy(said, turns)
             terms["rebuilt"] = hidden_error(plain, target, hidden, c.mask_ratio)
             terms["swapped"] = hidden_error(back, target, hidden, c.mask_ratio)
             one, its, seen = (x.chunk(2)[0] for x in (back, plain, hidden))
@@ -117,26 +105,17 @@ class SwinMM(Objective):
     ) -> tuple[Float[Tensor, "n 1 s s s"], Bool[Tensor, "n d h w"], Int[Tensor, "n"], Int[Tensor, "n"]]:
         """Views 1 and 2 of every cube, first all the first ones; their hidden blocks, turns, and the axes to swap."""
         c = self.config
-        cubes, cube_seeds = crops(batch.volume, batch.seeds, count=c.crops, share=c.crop, least=self.least)
-        d, h, w = cubes.shape[2:]
-        seeds = torch.cat([branch(cube_seeds, view) for view in range(2)])
-        turns = pick(seeds, 4, stream=TURNS)
+        clean, turns, seeds = self.two.cut(batch, count=c.crops)
+        d, h, w = clean.shape[2:]
         mask = block_mask(seeds, (d, h, w), cube=c.mask_cube, ratio=c.mask_ratio)
-        return turn(cubes.repeat(2, 1, 1, 1, 1), turns), mask, turns, pick(seeds, 2, stream=SWAPS)
-
-    def read(self, pyramid: Pyramid) -> tuple[Float[Tensor, "n E"], Float[Tensor, "n E"]]:
-        """What the rotation and the contrasted feature are read off; of a single token both."""
-        tokens = pyramid.tokens
-        if self.config.reads == "mean":
-            return pyramid.pooled, pyramid.pooled
-        return tokens[:, 0], tokens[:, min(1, tokens.shape[1] - 1)]
+        return clean, mask, turns, pick(seeds, 2, stream=SWAPS)
 
     @torch.no_grad()
     def rotation_accuracy(self, batch: Batch) -> float:
         """Share of the masked views whose rotation is told right; by chance a fourth."""
         clean, mask, turns, _ = self.views(batch)
-        first, _ = self.read(self.encoder(hide(clean, mask)))
-        return (self.turns_of(first).argmax(1) == turns).float().mean().item()
+        said, _ = self.two.read(self.encoder(hide(clean, mask)))
+        return (said.argmax(1) == turns).float().mean().item()
 
 
 def normalised(cubes: Float[Tensor, "n 1 s s s"]) -> Float[Tensor, "n 1 s s s"]:

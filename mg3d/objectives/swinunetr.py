@@ -13,21 +13,20 @@ of an axial slice. An encoder whose tokens see only their surroundings may rathe
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal, final, get_args
+from typing import final
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from mg3d.contrast import nt_xent
-from mg3d.decoders import VoxelDecoder
 from mg3d.encoders import Encoder
 from mg3d.objectives import Objective, TextEncoder
+from mg3d.two_views import Reading, TwoViews, check_reading
 from mg3d.types import Batch, Losses
-from mg3d.views import NOISE_BOXES, PASTE_BOXES, TURNS, boxes, branch, crops, cube_side, gaussian, pick, turn
+from mg3d.views import NOISE_BOXES, PASTE_BOXES, boxes, gaussian
 
-Reading = Literal["tokens", "mean"]
 TERMS = ("rotation", "contrast", "inpainting")
 
 
@@ -46,8 +45,7 @@ class SwinUNETRConfig:
     reads: Reading = "tokens"
 
     def __post_init__(self) -> None:
-        if self.reads not in get_args(Reading):
-            raise ValueError(f"reads={self.reads!r}; valid: {', '.join(get_args(Reading))}")
+        check_reading(self.reads)
         if self.crops < 2:
             raise ValueError(
                 f"crops={self.crops}: what is pasted comes from another cube of the volume, take 2 or more"
@@ -75,54 +73,35 @@ class SwinUNETR(Objective):
     ):
         super().__init__()
         self.config, self.encoder = config, encoder
-        self.least = 2 * encoder.strides[-1]  # of a single token the decoder's norm leaves nothing
-        if cube_side(shape, config.crop, self.least) <= encoder.strides[-1]:
-            raise ValueError(
-                f"shape={shape}: its cubes are one token at stride {encoder.strides[-1]}, take larger volumes"
-            )
-        width = encoder.widths[-1]
-        self.turns_of = nn.Linear(width, 4)
-        self.contrasted = nn.Linear(width, config.features)
-        self.decoder = VoxelDecoder(width, stride=encoder.strides[-1])
+        self.two = TwoViews(encoder, shape=shape, share=config.crop, features=config.features, reads=config.reads)
 
     def forward(self, batch: Batch) -> Losses:
         """The three terms, weighted."""
         c = self.config
         clean, corrupted, turns = self.views(batch)
-        d, h, w = clean.shape[2:]
         pyramid = self.encoder(corrupted)
-        first, second = self.read(pyramid.tokens)
-        pair = [self.gather(z) for z in self.contrasted(second).chunk(2)]
+        said, contrasted = self.two.read(pyramid)
+        pair = [self.gather(z) for z in contrasted.chunk(2)]
         terms = {"contrast": self.once(nt_xent, *pair, tau=c.tau)}
         if not self.only_gathers:
-            terms["rotation"] = F.cross_entropy(self.turns_of(first), turns)
-            rebuilt = self.decoder(pyramid.tokens, grid=pyramid.grid, size=(d, h, w))
-            terms["inpainting"] = F.l1_loss(rebuilt, clean)
+            terms["rotation"] = F.cross_entropy(said, turns)
+            terms["inpainting"] = F.l1_loss(self.two.rebuilt(pyramid, clean.shape[2:]), clean)
         return {name: getattr(c, name) * terms[name] for name in TERMS if name in terms}
 
     def views(self, batch: Batch) -> tuple[Float[Tensor, "n 1 s s s"], Float[Tensor, "n 1 s s s"], Int[Tensor, "n"]]:
         """Both views of every cube, first all the first ones: turned, corrupted too, and how often they were turned."""
         c = self.config
-        cubes, cube_seeds = crops(batch.volume, batch.seeds, count=c.crops, share=c.crop, least=self.least)
-        d, h, w = cubes.shape[2:]
-        seeds = torch.cat([branch(cube_seeds, view) for view in range(2)])
-        turns = pick(seeds, 4, stream=TURNS)
-        clean = turn(cubes.repeat(2, 1, 1, 1, 1), turns)
+        clean, turns, seeds = self.two.cut(batch, count=c.crops)
+        d, h, w = clean.shape[2:]
         noisy = boxes(seeds, (d, h, w), stream=NOISE_BOXES, most=c.drop)
         corrupted = torch.where(noisy, gaussian(seeds, (d, h, w)).to(clean), clean)
         pasted = boxes(seeds, (d, h, w), stream=PASTE_BOXES, most=c.drop)
         other = torch.cat([view.roll(len(batch.volume), 0) for view in clean.chunk(2)])
         return clean, torch.where(pasted, other, corrupted), turns
 
-    def read(self, tokens: Float[Tensor, "n N E"]) -> tuple[Float[Tensor, "n E"], Float[Tensor, "n E"]]:
-        """What the rotation and the contrasted feature are read off; of a single token both."""
-        if self.config.reads == "mean":
-            return tokens.mean(1), tokens.mean(1)
-        return tokens[:, 0], tokens[:, min(1, tokens.shape[1] - 1)]
-
     @torch.no_grad()
     def rotation_accuracy(self, batch: Batch) -> float:
         """Share of the views whose rotation is told right; by chance a fourth."""
         _, corrupted, turns = self.views(batch)
-        first, _ = self.read(self.encoder(corrupted).tokens)
-        return (self.turns_of(first).argmax(1) == turns).float().mean().item()
+        said, _ = self.two.read(self.encoder(corrupted))
+        return (said.argmax(1) == turns).float().mean().item()
