@@ -12,7 +12,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -47,6 +47,8 @@ SCALES = {
     "47k": Scale("ctrate", 0, 256, 100_000, 16, _PAPER),  # all 47,149
     "folder": Scale("folder", 0, 0, 1_000, 4, _PAPER),  # your own volumes and one CSV: data=<the CSV>
 }
+SMALLER = {"demo": (12, 24, 36), "phantom": (100, 200, 400, 800)}  # what the scaling law is drawn by, beside the whole
+SCALES |= {f"{s}-{n}": replace(SCALES[s], volumes=n, test=0) for s, sizes in SMALLER.items() for n in sizes}
 
 
 @dataclass(frozen=True)

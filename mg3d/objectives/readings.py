@@ -114,6 +114,14 @@ VARIANTS = {
         ssm_thresholds=True,
         dfa_form="fused",
     ),
+    # `released`, one reading at a time
+    "released-eq1": replace(PAPER, gate="sigmoid", plain=True),
+    "released-eq2": replace(PAPER, mask_shared=True, mim_region="hidden"),
+    "released-eq5": replace(PAPER, sfr_space="heads"),
+    "released-eq7": replace(PAPER, cml_form="joint"),
+    "released-eq11": replace(PAPER, query="volume"),
+    "released-eq12": replace(PAPER, ssm_thresholds=True),
+    "released-eq13": replace(PAPER, dfa_form="fused"),
     # Table III, from its second row on. Its MLM column includes SFR.
     "word": replace(INTRA, guidance="word", mim_attention="classical", mlm_attention="classical"),
     "classical": replace(INTRA, mim_attention="classical", mlm_attention="classical"),
