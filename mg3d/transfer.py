@@ -121,6 +121,7 @@ class Transfer(Plan):
     scale: str = "demo"  # a row of SCALES (demo, phantom: the study on synthetic volumes) | real: its own cohort
     data: str = ""  # folder of the cohort; "" = MG3D_HOME/data/<cohort>
     share: float = 1.0  # of the training patients; for one seed, a smaller share's are among a larger one's
+    augment: bool = True  # training volumes in seeded other poses and lights (mg3d.views.jittered); never a probe's
     probe: bool = False  # True: the encoder stays as it is, and the head alone learns
     steps: int = 0  # optimiser steps
     batch: int = 0  # volumes in a step

@@ -118,6 +118,7 @@ def begin(material: Material, source: Run | None) -> tuple[dict[str, Any], Task,
             train.fill(text, tokenise, (e.case for split in used for e in material.entries[split]))
     torch.manual_seed(transfer.seed + 1)  # the head is the same whatever the encoder drew
     task = heads.build(kind, encoder, start["options"], words=words, pieces=pieces)
+    task.augment = transfer.augment
     if source is not None:
         heads.take(task, source)
     tokenise = None if words is None else words[1]
@@ -202,7 +203,7 @@ class Validation:
         if not isinstance(model, Task):
             raise TypeError(f"{type(model).__name__} is no task: it predicts nothing that could be scored")
         found = predict(model, self.batches, plan=self.plan, reports=self.reports)
-        return model.score(found.predictions, found.targets)
+        return model.judged(found.predictions, found.targets)
 
 
 def _keep(run: Run, material: Material, task: Task, found: Predictions, *, patients: Sequence[str]) -> None:

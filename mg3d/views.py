@@ -6,13 +6,15 @@ any number of processes, and after a resume. Streams keep the draws for differen
 """
 
 import math
+from dataclasses import replace
 from typing import Final
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mg3d.types import Report
+from mg3d.types import Batch, Report
 
 # One stream for each purpose.
 BLOCKS: Final = 1
@@ -27,6 +29,9 @@ NOISE_BOXES: Final = 14
 PASTE_BOXES: Final = 15
 GAUSS: Final = 16
 SWAPS: Final = 17
+POSE: Final = 18
+GREY: Final = 19
+GRAIN: Final = 20
 BRANCH: Final = 2**32  # and the view's number
 
 # splitmix64 (Steele, Lea, Flood, OOPSLA 2014): the golden ratio's step and its mixing factors, as signed 64-bit
@@ -158,6 +163,44 @@ def augment(volume: Float[Tensor, "B 1 D H W"], seeds: Int[Tensor, "B"]) -> Floa
         1
     )
     return (volume * (1 + scale) + shift).to(volume.dtype)
+
+
+def pose(seeds: Int[Tensor, "B"]) -> Float[Tensor, "B 3 4"]:
+    """How a patient might have lain: turned by up to 6 degrees, 10 % larger or smaller a side, moved by up to 8 %.
+
+    What `moved` takes. Never mirrored, since a report names sides.
+    """
+    draws = 2 * noise(seeds, 9, stream=POSE) - 1
+    x, y, z = (math.radians(6) * draws[:, :3]).unbind(1)
+    zero = torch.zeros_like(x)
+    generator = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], 1).view(-1, 3, 3)
+    turned = torch.linalg.matrix_exp(generator) * (1 + 0.1 * draws[:, None, 3:6])
+    return torch.cat([turned, 2 * 0.08 * draws[:, 6:, None]], 2)
+
+
+def moved(
+    volume: Float[Tensor, "B C D H W"], pose: Float[Tensor, "B 3 4"], *, nearest: bool = False
+) -> Float[Tensor, "B C D H W"]:
+    """Volumes in another pose (in the coordinates of torch's grids), 0 where nothing was; masks with `nearest`."""
+    grid = F.affine_grid(pose, list(volume.shape), align_corners=False)
+    mode = "nearest" if nearest else "bilinear"
+    return F.grid_sample(volume, grid.to(volume.dtype), mode=mode, align_corners=False)
+
+
+def relit(volume: Float[Tensor, "B 1 D H W"], seeds: Int[Tensor, "B"]) -> Float[Tensor, "B 1 D H W"]:
+    """Volumes as another scanner might show them: scaled by up to 5 %, shifted by up to 0.025, noise up to 0.02."""
+    gain, shift, grain = noise(seeds, 3, stream=GREY).view(-1, 3, 1, 1, 1, 1).unbind(1)
+    dust = (noise(seeds, volume[0].numel(), stream=GRAIN) - 0.5).view(volume.shape) * math.sqrt(12)
+    return (volume * (0.95 + 0.1 * gain) + 0.05 * shift - 0.025 + 0.02 * grain * dust).clamp(0, 1).to(volume.dtype)
+
+
+def jittered(batch: Batch) -> Batch:
+    """A batch in other poses and lights, drawn from the seeds of its samples; a mask as target moves along."""
+    where = pose(batch.seeds)
+    volume, target = relit(moved(batch.volume, where), batch.seeds), batch.target
+    if target is not None and target.dim() == 4:
+        target = moved(target[:, None].to(volume.dtype), where, nearest=True)[:, 0].to(target.dtype)
+    return replace(batch, volume=volume, target=target)
 
 
 def check_shares(config: object, *names: str) -> None:

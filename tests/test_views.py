@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mg3d.types import Report
-from mg3d.views import BLOCKS, WORDS, block_mask, mask_words, noise
+from mg3d.types import Batch, Report
+from mg3d.views import BLOCKS, WORDS, block_mask, jittered, mask_words, moved, noise, pose, relit
 
 MASK64 = 2**64 - 1
 
@@ -139,3 +139,55 @@ def test_mask_words_of_an_empty_report():
 
 def test_blocks_and_words_draw_from_different_streams():
     assert BLOCKS != WORDS
+
+
+def test_a_pose_moves_the_patient_and_mirrors_nobody():
+    """A corner's bright cube stays in its octant, its mass within what scale and border allow; seeds alone decide."""
+    volume = torch.zeros(12, 1, 24, 20, 24)
+    volume[:, :, 5:9, 4:8, 15:19] = 1
+    seeds = torch.arange(12)
+    found = moved(volume, pose(seeds))
+    assert torch.equal(found[3:5], moved(volume[:2], pose(seeds[3:5])))
+    assert not torch.allclose(found[0], found[1])
+    axes = [
+        torch.linspace(-1, 1, n).view([-1 if i == axis else 1 for i in range(3)]) for axis, n in enumerate((24, 20, 24))
+    ]
+    mass = found.sum((1, 2, 3, 4))
+    centre = torch.stack([(found[:, 0] * axis).sum((1, 2, 3)) / mass for axis in axes], 1)
+    assert (centre * torch.tensor([-1, -1, 1]) > 0).all()
+    assert (mass / 64 - 1).abs().max() < 0.5
+
+
+def test_no_pose_is_no_change():
+    volume = torch.rand(2, 1, 6, 5, 4)
+    still = torch.eye(3, 4).expand(2, -1, -1)
+    assert torch.allclose(moved(volume, still), volume, atol=1e-5)
+    assert torch.equal(moved(volume, still, nearest=True), volume)
+
+
+def test_light_stays_within_its_bounds():
+    volume = torch.full((64, 1, 6, 6, 6), 0.5)
+    found = relit(volume, torch.arange(64))
+    each = found.mean((1, 2, 3, 4))
+    assert (each - 0.5).abs().max() < 0.05 + 0.01
+    assert each.std() > 0.01
+    assert found.std((1, 2, 3, 4)).max() < 0.025
+    assert (relit(torch.rand(4, 1, 6, 6, 6), torch.arange(4)) >= 0).all()
+
+
+def test_a_mask_moves_with_its_volume():
+    """The mask of a bright ball, moved as the ball is, covers it; whole numbers stay whole."""
+    z, y, x = torch.meshgrid(*(torch.linspace(-1, 1, 20),) * 3, indexing="ij")
+    ball = ((z - 0.2) ** 2 + y**2 + (x + 0.3) ** 2 < 0.16).expand(5, -1, -1, -1)
+    batch = Batch(
+        volume=ball[:, None].float() * 0.8, ids=tuple("abcde"), seeds=torch.arange(5), target=3 * ball.to(torch.uint8)
+    )
+    found = jittered(batch)
+    assert found.target is not None
+    assert found.target.dtype == torch.uint8
+    assert set(found.target.unique().tolist()) == {0, 3}
+    inside = found.volume[:, 0] > 0.4
+    assert ((found.target == 3) == inside).float().mean() > 0.985
+    assert not torch.equal(found.target, batch.target)
+    labels = torch.tensor([[1.0], [0.0], [1.0], [0.0], [1.0]])
+    assert jittered(Batch(batch.volume, batch.ids, batch.seeds, target=labels)).target is labels

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from mg3d.encoders import Encoder
 from mg3d.types import Batch, Losses, Trainable
+from mg3d.views import jittered
 
 
 class Task(Trainable):
@@ -18,6 +19,11 @@ class Task(Trainable):
     metric: ClassVar[str]  # the score that chooses a checkpoint; more is better
 
     encoder: Encoder
+    augment: bool = False  # train on volumes in seeded other poses and lights
+
+    def seen(self, batch: Batch) -> Batch:
+        """What a training step sees of a batch; as it is in evaluation."""
+        return jittered(batch) if self.augment and self.training else batch
 
     @abstractmethod
     def forward(self, batch: Batch) -> Losses:
@@ -34,3 +40,7 @@ class Task(Trainable):
         A metric that the targets leave undefined (AUROC of one class) is left out, never NaN; ValueError when that is
         `metric` itself, naming what is missing.
         """
+
+    def judged(self, predictions: Sequence[Any], targets: Sequence[Any]) -> dict[str, float]:
+        """What a validation during training needs of `score`: `metric` at least, where more would cost much."""
+        return self.score(predictions, targets)

@@ -150,7 +150,7 @@ class Align(Task):
         """`pairs`, the cross-entropy over each finding's pair of prompts. Raises ValueError without targets."""
         if batch.target is None:
             raise ValueError("a batch without targets: CT-VocabFine learns from labels")
-        return {"pairs": F.binary_cross_entropy_with_logits(self.margins(batch)[0], batch.target.float())}
+        return {"pairs": F.binary_cross_entropy_with_logits(self.margins(self.seen(batch))[0], batch.target.float())}
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[np.ndarray]:

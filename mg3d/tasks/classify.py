@@ -82,7 +82,7 @@ class Classify(Task):
         """Binary cross-entropy, mean over labels, or cross-entropy, each a mean over the batch."""
         if batch.target is None:
             raise ValueError("a batch without targets: classification learns from labels")
-        logits = self.logits(batch)
+        logits = self.logits(self.seen(batch))
         if self.exclusive:
             return {"ce": F.cross_entropy(logits, batch.target[:, 0].long())}
         return {"bce": F.binary_cross_entropy_with_logits(logits, batch.target)}

@@ -104,7 +104,7 @@ class Generate(Task):
         if batch.report is None:
             raise ValueError("report generation learns from reports: this batch has none; take a cohort with reports")
         text = self.shorten(batch.report)
-        logits = self.writer(self._memory(batch), text[:, :-1])
+        logits = self.writer(self._memory(self.seen(batch)), text[:, :-1])
         nats = F.cross_entropy(logits.transpose(1, 2).float(), text[:, 1:], ignore_index=NOTHING, reduction="none")
         real = text[:, 1:] != NOTHING
         return {"words": (nats.sum(1) / real.sum(1).clamp_min(1)).mean()}

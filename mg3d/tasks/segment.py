@@ -55,6 +55,7 @@ class Segment(Task):
         self.spacing_mm, self.tolerance_mm = tuple(spacing_mm), tolerance_mm
         self.encoder = encoder
         self.decoder = UNetDecoder(encoder.widths, encoder.strides, classes=len(names))
+        self._table: tuple[Any, Any, dict[str, np.ndarray]] | None = None
         self.overlap = DiceLoss(include_background=False, to_onehot_y=True, softmax=True)
 
     def logits(self, volume: Float[Tensor, "B 1 D H W"]) -> Float[Tensor, "B K D H W"]:
@@ -73,6 +74,8 @@ class Segment(Task):
         """Soft Dice and cross-entropy, each a mean over the batch."""
         if batch.target is None:
             raise ValueError("a batch without targets: segmentation learns from masks")
+        batch = self.seen(batch)
+        assert batch.target is not None  # what is seen keeps its target
         logits, target = self.logits(batch.volume), batch.target.long()
         with torch.autocast(logits.device.type, enabled=False):  # logs and sums over a patch need the digits
             logits = logits.float()
@@ -92,6 +95,16 @@ class Segment(Task):
         be compared: no class in any mask or prediction.
         """
         table = self.table(predictions, targets)
+        return self._line(table) | {"unmatched": float(np.isinf(table["hd95"]).sum())}
+
+    def judged(self, predictions: Sequence[Any], targets: Sequence[Any]) -> dict[str, float]:
+        """Dice alone: distances between surfaces cost more than the prediction. Raises what `score` raises."""
+        pairs = zip(map(np.asarray, predictions), map(np.asarray, targets), strict=True)
+        classes = len(self.names) - 1
+        return self._line({"dice": np.reshape([dice(p, t, classes=classes) for p, t in pairs], (-1, classes))})
+
+    def _line(self, table: dict[str, Float[np.ndarray, "n classes"]]) -> dict[str, float]:
+        """Means over cases of each metric and class, and over classes of these."""
         line: dict[str, float] = {}
         for metric, values in table.items():
             each = _means(values, np.ones((1, len(values))))[0]
@@ -100,10 +113,10 @@ class Segment(Task):
                 line |= {metric: float(np.mean(list(known.values()))), **{f"{metric}/{n}": v for n, v in known.items()}}
         if "dice" not in line:
             raise ValueError(
-                f"Dice is undefined: no mask and no prediction of these {len(predictions)} cases holds "
+                f"Dice is undefined: no mask and no prediction of these {len(table['dice'])} cases holds "
                 f"{', '.join(self.names[1:])}"
             )
-        return line | {"unmatched": float(np.isinf(table["hd95"]).sum())}
+        return line
 
     def intervals(
         self, predictions: Sequence[Any], targets: Sequence[Any], *, cases: Sequence[str]
@@ -122,7 +135,12 @@ class Segment(Task):
         return found
 
     def table(self, predictions: Sequence[Any], targets: Sequence[Any]) -> dict[str, Float[np.ndarray, "n classes"]]:
-        """Dice, NSD and HD95 of each case and each class but the background, as `metrics.segmentation` has them."""
+        """Dice, NSD and HD95 of each case and each class but the background, as `metrics.segmentation` has them.
+
+        The last one is kept, so that scores, intervals and the file of one test measure its surfaces once.
+        """
+        if self._table is not None and self._table[0] is predictions and self._table[1] is targets:
+            return self._table[2]
         classes = len(self.names) - 1
         rows: dict[str, list[np.ndarray]] = {"dice": [], "nsd": [], "hd95": []}
         for predicted, target in zip(map(np.asarray, predictions), map(np.asarray, targets), strict=True):
@@ -130,7 +148,9 @@ class Segment(Task):
             rows["dice"].append(dice(predicted, target, classes=classes))
             rows["nsd"].append(nsd(surfaces, tolerance_mm=self.tolerance_mm))
             rows["hd95"].append(hd95(surfaces))
-        return {metric: np.reshape(values, (-1, classes)) for metric, values in rows.items()}
+        table = {metric: np.reshape(values, (-1, classes)) for metric, values in rows.items()}
+        self._table = predictions, targets, table
+        return table
 
     def _window(self, volume: Float[Tensor, "B 1 D H W"]) -> Float[Tensor, "B K D H W"]:
         return self.decoder(volume, self.encoder(volume))
