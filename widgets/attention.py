@@ -136,8 +136,8 @@ class AttentionExplorer:
         return figure
 
     def save(self, path: Path | str) -> None:
-        """Write `figure()` as a PNG file."""
-        Path(path).write_bytes(self.figure().png())
+        """Write `figure()` as PNG or SVG, by the ending of `path`."""
+        self.figure().save(path)
 
     def _share(self, one: np.ndarray) -> np.ndarray:
         """A map as shares of its peak; a map without any weight stays 0."""

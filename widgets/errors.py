@@ -181,8 +181,8 @@ class ErrorViewer:
         return figure
 
     def save(self, path: Path | str) -> None:
-        """Write `figure()` as a PNG file."""
-        Path(path).write_bytes(self.figure().png())
+        """Write `figure()` as PNG or SVG, by the ending of `path`."""
+        self.figure().save(path)
 
     def _points(self, mask: np.ndarray) -> np.ndarray:
         """The voxels of a mask as points [n, 3] in RAS mm."""

@@ -7,6 +7,7 @@ touches pyplot, so there is no global state, no backend to choose and nothing to
 import io
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, final
 
 import matplotlib as mpl
@@ -59,6 +60,17 @@ class Picture(Figure):
         buffer = io.BytesIO()
         self.savefig(buffer, format="png", dpi=DPI, facecolor=self.get_facecolor())
         return buffer.getvalue()
+
+    def save(self, path: Path | str) -> None:
+        """Write the figure as PNG or SVG, by the ending of `path`. Raises ValueError for another ending."""
+        file = Path(path)
+        if file.suffix not in (".png", ".svg"):
+            raise ValueError(f"{file.name}: a picture is saved as .png or .svg")
+        if file.suffix == ".png":
+            file.write_bytes(self.png())
+            return
+        with mpl.rc_context({"svg.hashsalt": "mg3d"}):  # the same picture, the same file
+            self.savefig(file, format="svg", facecolor=self.get_facecolor(), metadata={"Date": None})
 
     def _repr_png_(self) -> tuple[bytes, dict[str, Any]]:
         width = round(self.get_figwidth() * DPI)

@@ -41,6 +41,12 @@ def interactive() -> bool:
     return asked == "1" if asked else any(name in os.environ for name in ("JPY_SESSION_NAME", "VSCODE_PID"))
 
 
+def place_of(at: Point) -> str:
+    """A point in RAS mm in words: "R 12.0  A 3.5  S 40.2"."""
+    sides = zip(("RL", "AP", "SI"), at, strict=True)
+    return "  ".join(f"{ends[bool(mm < 0)]} {abs(mm):.1f}" for ends, mm in sides)
+
+
 @final
 class Board:
     """Panels of three planes for each source, with one crosshair, one window and one read-out.
@@ -128,10 +134,8 @@ class Board:
 
     def say(self, at: np.ndarray) -> None:
         """Write where a point is, its HU, and what the viewer adds."""
-        sides = zip(("RL", "AP", "SI"), at, strict=True)
-        place = "  ".join(f"{ends[bool(mm < 0)]} {abs(mm):.1f}" for ends, mm in sides)
         more = self._words(partial(self.frame.value, at=at))
-        self.readout.value = f"<code>{place} mm &nbsp; {self.hu(at):.0f} HU</code> &nbsp; {more}"
+        self.readout.value = f"<code>{place_of(at)} mm &nbsp; {self.hu(at):.0f} HU</code> &nbsp; {more}"
 
     def cut(self, plane: str) -> Slice:
         """A plane of the volume in HU through the crosshair."""
