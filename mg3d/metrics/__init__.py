@@ -33,10 +33,14 @@ from mg3d.metrics.resampling import (
     bootstrap,
     grouped_means,
     mean_interval,
+    mean_of_defined,
     over_seeds,
     paired_interval,
     paired_test,
+    resampled,
+    runs_and_cases,
     seeds_and_cases,
+    weighted_means,
 )
 from mg3d.metrics.retrieval import Gallery, Ranks, chance, one_of_each, ranks, retrieval
 from mg3d.metrics.rows import contrast, means
@@ -72,6 +76,7 @@ __all__ = [
     "map_auprc",
     "mask_share",
     "mean_interval",
+    "mean_of_defined",
     "means",
     "meteor_exact",
     "multiclass",
@@ -86,10 +91,13 @@ __all__ = [
     "ranks",
     "read_findings",
     "report_scores",
+    "resampled",
     "retrieval",
     "rouge_l",
+    "runs_and_cases",
     "seeds_and_cases",
     "sensitivity_at",
     "spread",
     "surface_distances",
+    "weighted_means",
 ]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from mg3d.metrics.resampling import Interval, bootstrap
+from mg3d.metrics.resampling import Interval, bootstrap, mean_of_defined
 
 Scores = Float[np.ndarray, "n *L"]
 Targets = Shaped[np.ndarray, "..."]  # of the same shape; 0 or 1, or bool
@@ -124,12 +124,7 @@ def macro_interval(
     kept = np.array([name not in undefined for name in names])
     some, true = scores[:, kept], targets[:, kept]
 
-    def statistic(weights: np.ndarray) -> np.ndarray:
-        values = metric(some, true, weights)
-        fine = ~np.isnan(values)
-        return np.where(fine, values, 0).sum(-1) / np.where(fine.any(-1), fine.sum(-1), np.nan)
-
-    return bootstrap(statistic, cases, samples=len(scores), **how)
+    return bootstrap(lambda w: mean_of_defined(metric(some, true, w)), cases, samples=len(scores), **how)
 
 
 def multilabel(

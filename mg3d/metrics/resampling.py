@@ -42,13 +42,28 @@ def bootstrap(
     `cases` names the case of each sample; None: each of the `samples` is a case of its own. Resamples where the
     statistic is NaN (a label that lost its positives) are left out. Raises ValueError without any sample.
     """
+    return _interval(*resampled(statistic, cases, samples=samples, resamples=resamples, seed=seed), level)
+
+
+def resampled(
+    statistic: Callable[[Float[np.ndarray, "R n"]], Float[np.ndarray, "R *L"]],
+    cases: Names,
+    *,
+    samples: int = 0,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """A statistic, and the same of each resample: what `bootstrap` makes its interval of.
+
+    Equal cases, `resamples` and `seed` draw equal resamples, so that two statistics of them are paired.
+    """
     case, count = _numbered(cases, samples)
     of_all = np.asarray(np.asarray(statistic(np.ones((1, len(case)))))[0])
     rng, drawn = np.random.default_rng(seed), []
     for block in _blocks(resamples, count):
         weights = rng.multinomial(count, np.full(count, 1 / count), size=block).astype(np.float64)
         drawn.append(np.asarray(statistic(weights[:, case])))
-    return _interval(of_all, np.concatenate(drawn), level)
+    return of_all, np.concatenate(drawn)
 
 
 def mean_interval(values: Values, *, cases: Names = None, **how) -> Interval:
@@ -185,6 +200,40 @@ def over_seeds(values: Values, *, level: float = LEVEL) -> Interval:
     mean, error = values.mean(), values.std(ddof=1) / np.sqrt(len(values))
     half = float(t.ppf((1 + level) / 2, len(values) - 1)) * error
     return Interval(float(mean), float(mean - half), float(mean + half))
+
+
+def runs_and_cases(values: Values, *, error: float, level: float = LEVEL) -> Interval:
+    """The mean of one number a run, and its interval when both runs and cases are drawn anew.
+
+    `error` is the standard error of that mean over cases, the runs as they are (e.g. the deviation of its resamples).
+    The variances of both add; Student's quantile has the degrees of freedom of Welch and Satterthwaite, so that few
+    runs make it wide. One run shows nothing of other runs: its interval is over cases alone. Raises ValueError
+    without values, and for values that are not finite.
+    """
+    from scipy.stats import t
+
+    values = np.asarray(values, dtype=np.float64)
+    if not len(values) or not np.isfinite([*values, error]).all():
+        raise ValueError(f"finite numbers are needed, one a run, and a finite error; got {values}, error={error}")
+    between = values.var(ddof=1) / len(values) if len(values) > 1 else 0.0
+    both = between + error**2
+    freedom = both**2 / between**2 * (len(values) - 1) if between else np.inf
+    half = float(t.ppf((1 + level) / 2, freedom)) * np.sqrt(both)
+    mean = float(values.mean())
+    return Interval(mean, float(mean - half), float(mean + half))
+
+
+def weighted_means(values: Float[np.ndarray, "n L"], weights: Float[np.ndarray, "R n"]) -> Float[np.ndarray, "R L"]:
+    """The mean of each column over the samples where it is finite; NaN where no such sample was drawn."""
+    fine = np.isfinite(values)
+    count = weights @ fine
+    return np.where(count > 0, weights @ np.where(fine, values, 0) / np.where(count > 0, count, 1), np.nan)
+
+
+def mean_of_defined(values: Float[np.ndarray, "R L"]) -> Float[np.ndarray, " R"]:
+    """The mean of each row over what is no NaN; NaN where all is."""
+    fine = ~np.isnan(values)
+    return np.where(fine, values, 0).sum(1) / np.where(fine.any(1), fine.sum(1), np.nan)
 
 
 def _numbered(names: Names, samples: int) -> tuple[np.ndarray, int]:
