@@ -1,5 +1,7 @@
 """Do the maps point at what the sentences say? The phantom knows the truth, so every map can be scored, with controls.
 
+    python -m mg3d.grounding RUN RUN ...    a table of these runs, with intervals over runs and cases
+
     rows = ground(run)      one row a sentence, target and map; pandas.DataFrame(rows) is a table
     means(rows, "pointing", by=("map", "label"), where={"target": "finding"})           both of mg3d.metrics:
     contrast(rows, "pointing", "run", "untrained", where={"target": "finding"})         with intervals over cases
@@ -25,6 +27,7 @@ miss whatever the model knows. So `pointing_token` asks whether the best token's
 chance, `share_token`, is the share of such cells.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -41,7 +44,7 @@ from mg3d.data.phantom.report import Sentence
 from mg3d.data.phantom.truth import Truth, load_truth, organ_masks, sentence_masks
 from mg3d.data.pool import cores
 from mg3d.maps import Attention, attend_all, covered, opened, upsample
-from mg3d.metrics import judge, mask_share, near, pointing_game
+from mg3d.metrics import contrast, judge, mask_share, means, near, pointing_game
 from mg3d.runs import Run
 from mg3d.types import Case
 
@@ -260,3 +263,24 @@ def _judged(
 def _packed(name: str, number: np.ndarray, scores: Mapping[str, np.ndarray]) -> Iterator[tuple[int, dict[str, Any]]]:
     for row, i in enumerate(number):
         yield int(i), {"map": name, **{key: float(values[row]) for key, values in scores.items()}}
+
+
+def table(rows: Rows, measures: Sequence[str] = ("pointing", "pointing_near", "mass", "auprc")) -> str:
+    """Markdown: the measures of every map at findings, mean (interval), and how `run` differs from each control."""
+    where = {"target": "finding"}
+    kinds = list(dict.fromkeys(r["map"] for r in rows if r["target"] == "finding"))
+    lines = ["map | " + " | ".join(measures), " | ".join(["---"] * (1 + len(measures)))]
+    found = {m: {r["map"]: r for r in means(rows, m, where=where)} for m in measures}
+    for kind in kinds:
+        each = (found[m][kind] for m in measures)
+        lines.append(f"{kind} | " + " | ".join(f"{r['mean']:.3f} ({r['low']:.3f}-{r['high']:.3f})" for r in each))
+    for kind in kinds:
+        if kind not in ("run", "ceiling"):
+            each = (contrast(rows, m, "run", kind, where=where) for m in measures)
+            text = " | ".join(f"{r['difference']:+.3f} ({r['low']:+.3f} to {r['high']:+.3f})" for r in each)
+            lines.append(f"run - {kind} | {text}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table([row for name in sys.argv[1:] for row in ground(name)]))

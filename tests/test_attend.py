@@ -13,7 +13,7 @@ from mg3d import Recipe, attend, ground
 from mg3d.data import BadVolume
 from mg3d.data.phantom import load_truth
 from mg3d.data.phantom.report import Sentence
-from mg3d.grounding import Pool, _borrow, prepared, score, truth_of
+from mg3d.grounding import Pool, _borrow, prepared, score, table, truth_of
 from mg3d.maps import Attention, attend_all, covered, look, opened, stride_of, upsample
 from mg3d.metrics import contrast, means
 from mg3d.objectives.mg3d import VARIANTS
@@ -278,6 +278,12 @@ def test_ground_scores_a_run_with_all_its_controls(run):
     assert counts["organ", "run"] > counts["finding", "run"]
     by_size = means(rows, "pointing", by=("map", "size"), where={"target": "finding"})
     assert sum(r["n"] + r["undefined"] for r in by_size if r["map"] == "run") == counts["finding", "run"]
+    lines = table(rows, ("pointing_near",)).splitlines()
+    mean = means(rows, "pointing_near", where={"map": "uniform", "target": "finding"})[0]["mean"]
+    assert lines[0] == "map | pointing_near"
+    assert {line.split(" | ")[0] for line in lines[2 : 2 + len(MAPS)]} == set(MAPS)
+    assert any(line.startswith(f"uniform | {mean:.3f} (") for line in lines)
+    assert sum(line.startswith("run - ") for line in lines) == len(MAPS) - 2
     fewer, again = (ground(run, volumes=2, progress=False) for _ in range(2))
     assert len({r["case"] for r in fewer}) == 2
     assert str(fewer) == str(again)  # as text, where NaN equals NaN
