@@ -54,12 +54,18 @@ ARROWS = {  # part of mg3d: parts that it may import
     "tables": "grid paper",
     "scaling": "metrics",
     "html": "",
-    "batch": "html paths",
+    "parameters": "",
+    "jobs": "recipe runs transfer paths",
+    "costs": "jobs recipe runs paths",
+    "lists": "tables recipe transfer",
+    "cluster": "jobs recipe paths",
+    "batch": "cluster costs lists jobs parameters recipe html paths",
     "__init__": "train maps grounding probing tune runs recipe transfer",  # lazily
 }
 
 ONLY = {  # package: the only places that may import it
     "papermill": "mg3d/batch.py",
+    "submitit": "mg3d/cluster.py",
     "nbconvert": "mg3d/html.py",
     "transformers": "mg3d/encoders/text.py mg3d/text.py",
     "monai": "mg3d/encoders/ mg3d/decoders.py mg3d/losses.py mg3d/tasks/segment.py mg3d/metrics/",
