@@ -15,18 +15,13 @@ all rows answer this question in place of the paper's columns; the metric is the
 """
 
 import itertools
-import shlex
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from mg3d import paths
-from mg3d.metrics import Interval
-from mg3d.paper import PRINTED, RUNS, Printed
-from mg3d.recipe import SCALES, SMALLER, Recipe, one_of
-from mg3d.runs import Run
+from mg3d.cells import NOTHING, Cell, Column, Fields, Row, claim, line, once
+from mg3d.paper import PRINTED
+from mg3d.recipe import SMALLER, Recipe, one_of
 from mg3d.transfer import REAL, STUDIES, Transfer
 
 if TYPE_CHECKING:
@@ -34,71 +29,10 @@ if TYPE_CHECKING:
 
 SEEDS = (0, 1, 2)
 SYNTHETIC = "synthetic patients: another question than the paper's"
+ANOTHER = "another question than the paper's"
+INSTEAD = "; in the paper "  # between the title of a study and that of the column that it stands in for
 OFFICIAL = "official weights, which are not read here"
 NO_TEXT = "this method has no feature of a whole report"
-Fields = Mapping[str, Any]
-NOTHING: Fields = {}
-UNKNOWN = Interval(np.nan, np.nan, np.nan)
-
-
-@dataclass(frozen=True)
-class Column:
-    """A study, and which of its test metrics is printed."""
-
-    study: str
-    metric: str
-    reads: bool = False  # whether it compares the volume with a whole report
-    apart: str = ""  # why our number never stands beside the printed one
-
-
-@dataclass(frozen=True)
-class Row:
-    """A way to pre-train: from scratch (no method), by a method, or by others (`official`: published weights)."""
-
-    method: str = "mg3d"  # a row of objectives.METHODS; "" = none
-    encoder: str = "swin_b"
-    variant: str = "paper"
-    data: str = "ctrg"  # the scale of the paper's run; "" = the paper has none
-    less: int | None = None  # on the phantom: which of its nested sizes, from the smallest; None = the whole
-    halved: bool = False  # the released optimiser: half of both learning rates, next to no weight decay
-    official: bool = False
-
-    def recipe(self, *, scale: str, seed: int, pretraining: Fields = NOTHING) -> Recipe | None:
-        """What pre-trains this row, None where nothing does."""
-        if not self.method or self.official:
-            return None
-        if scale in SMALLER:
-            scale = scale if self.less is None else f"{scale}-{SMALLER[scale][self.less]}"
-        else:
-            scale = self.data
-        size = SCALES[scale]
-        given = {"lr": size.lr / 2, "lr_fusion": size.lr_fusion / 2, "weight_decay": 1e-8} if self.halved else {}
-        given |= {"method": self.method, "encoder": self.encoder, "scale": scale, "seed": seed}
-        return Recipe(**{**given, "variant": self.variant, **pretraining})
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What stands where a row meets a column: one Transfer a seed, after its Recipe; or why there is none."""
-
-    row: str
-    column: str
-    metric: str
-    printed: Printed | None
-    jobs: tuple[tuple[Recipe | None, Transfer], ...]
-    why: str = ""  # why it is empty
-    apart: str = ""  # why ours and the paper's are not subtracted
-
-    @property
-    def missing(self) -> list[Recipe | Transfer]:
-        """What is still to run, in order."""
-        return [job for job in _once(self.jobs) if not _run(job).done]
-
-    @property
-    def runs(self) -> dict[int, Run]:
-        """The finished fine-tuning of each seed that has one."""
-        found = {transfer.seed: _run(transfer) for _, transfer in self.jobs}
-        return {seed: run for seed, run in found.items() if run.done}
 
 
 @dataclass(frozen=True)
@@ -125,15 +59,15 @@ class Table:
             for name in given:
                 one_of(f"field of {kind.__name__}", name, [f.name for f in fields(kind)])
         rows = {name: row for name, row in self.rows.items() if row.data or scale in SMALLER}
-        columns = _asked(finetuning["study"]) if "study" in finetuning else self.columns
+        columns = self._asked(finetuning["study"]) if "study" in finetuning else self.columns
         found = []
         for (name, row), (title, column) in itertools.product(rows.items(), columns.items()):
-            printed = PRINTED.get(self.name, {}).get(name, {}).get(title)
+            printed = PRINTED.get(self.name, {}).get(name, {}).get(title.rpartition(INSTEAD)[2])
             why = OFFICIAL if row.official else NO_TEXT if column.reads and row.method not in ("mg3d", "") else ""
             jobs = []
             for seed in () if why else seeds:
-                once = seed if scale in SMALLER else seeds[0]
-                recipe = row.recipe(scale=scale, seed=once, pretraining=pretraining)
+                drawn = seed if scale in SMALLER else seeds[0]
+                recipe = row.recipe(scale=scale, seed=drawn, pretraining=pretraining)
                 start = {"init": f"run:{recipe.id}"} if recipe else {"encoder": row.encoder}
                 given = {"study": column.study, "scale": scale, "seed": seed, **start, **finetuning}
                 jobs.append((recipe, Transfer(**given)))
@@ -141,12 +75,23 @@ class Table:
             found.append(Cell(name, title, column.metric, printed, tuple(jobs), why, apart))
         return found
 
+    def _asked(self, study: str) -> dict[str, Column]:
+        """The one column of a study that stands in for a table's own; a single one's printed numbers stay beside it."""
+        one_of("study", study, STUDIES)
+        row, own = STUDIES[study], list(self.columns)
+        title = row.title + (INSTEAD + own[0] if len(own) == 1 else "")
+        return {title: Column(study, row.metric, reads=row.task in ("align", "retrieve"), apart=ANOTHER)}
+
+    def only(self, *words: str) -> "Table":
+        """The table with the rows whose names hold one of the words."""
+        return replace(self, rows={name: row for name, row in self.rows.items() if any(w in name for w in words)})
+
     def jobs(self, **how: Any) -> list[Recipe | Transfer]:
         """What to run for all cells, each once, an init before what starts from it. Takes what `cells` takes."""
-        return list(_once(pair for cell in self.cells(**how) for pair in cell.jobs))
+        return list(once(pair for cell in self.cells(**how) for pair in cell.jobs))
 
     def frame(self, **how: Any) -> "pd.DataFrame":
-        """A row a cell: row, column, ours, low, high, runs, paper, deviation, difference, says. In %.
+        """A row a cell: row, column, ours, low, high, runs, paper, deviation, difference, missing. In %.
 
         `low` and `high` are a 95 % interval over cases and runs (`compare.score`), `runs` how many of how many are
         done. `difference` is ours - paper, an interval in words, or why there is none; `missing` the first thing to
@@ -154,14 +99,15 @@ class Table:
         """
         import pandas as pd
 
-        return pd.DataFrame([_line(cell) for cell in self.cells(**how)])
+        return pd.DataFrame([line(cell) for cell in self.cells(**how)])
 
     def contrasts(self, **how: Any) -> "pd.DataFrame":
         """A row a claim and column: row, against, column, ours, low, high, runs, paper, says. In %.
 
         `ours` is the mean over the seeds that both rows have of row - against, with its interval over cases and runs
         (`compare.difference`); `paper` the difference of the printed numbers; `says` whether both point the same way:
-        agrees, opposes, no difference (0 lies in our interval), or what to run. Takes what `cells` takes.
+        as in the paper, against the paper, no difference (0 lies in our interval), or what to run. Takes what `cells`
+        takes.
         """
         import pandas as pd
 
@@ -174,110 +120,38 @@ class Table:
             if {one, other} <= rows
             for column in columns
         ]
-        return pd.DataFrame([_claim(cell, other) for cell, other in pairs])
+        return pd.DataFrame([claim(cell, other) for cell, other in pairs])
+
+
+def setting(recipe: Recipe, *, steps: int = 0) -> dict[str, Any]:
+    """What `Table.cells` takes, as a notebook's recipe says it: its scale, its other fields, seeds from its own on.
+
+    Three seeds, at scale demo one, and `steps` there where the recipe says 0. On the phantom every row answers one
+    question, which its reports tell and which costs little: the 18 findings, by a linear probe. At the other scales
+    each study has its own cohort.
+    """
+    toy, given = recipe.scale in SMALLER, {"steps": steps} if recipe.scale == "demo" else {}
+    named = ("method", "encoder", "variant", "scale", "seed")
+    given |= {
+        f.name: getattr(recipe, f.name)
+        for f in fields(recipe)
+        if f.name not in named and getattr(recipe, f.name) != f.default
+    }
+    return {
+        "scale": recipe.scale if toy else REAL,
+        "seeds": tuple(recipe.seed + n for n in range(1 if recipe.scale == "demo" else len(SEEDS))),
+        "pretraining": given,
+        "finetuning": {"study": "findings", "probe": True} if toy else {},
+    }
 
 
 def wide(frame: "pd.DataFrame") -> "pd.DataFrame":
     """What `Table.frame` gives, rows x columns as in the paper: "ours (low to high) | paper", "-" for nothing."""
-    ours = [f"{r.ours:.1f} ({r.low:.1f} to {r.high:.1f})" if r.ours == r.ours else "-" for r in frame.itertuples()]
-    paper = [
-        "-" if r.paper != r.paper else f"{r.paper:.2f}" + (f"±{r.deviation:.2f}" if r.deviation == r.deviation else "")
-        for r in frame.itertuples()
-    ]
-    cells = frame.assign(cell=[" | ".join(pair) for pair in zip(ours, paper, strict=True)])
+    shown = []
+    for cell in frame.to_dict("records"):
+        ours = "{ours:.1f} ({low:.1f} to {high:.1f})".format(**cell) if cell["ours"] == cell["ours"] else "-"
+        spread = "" if cell["deviation"] != cell["deviation"] else "±{deviation:.2f}".format(**cell)
+        shown.append(f"{ours} | " + ("-" if cell["paper"] != cell["paper"] else f"{cell['paper']:.2f}{spread}"))
     rows, columns = frame["row"].unique(), frame["column"].unique()
-    return cells.pivot(index="row", columns="column", values="cell").reindex(index=rows, columns=columns)
-
-
-def command(job: Recipe | Transfer) -> str:
-    """The shell command that runs a job: what differs from the defaults, as words."""
-    words = [f"{f.name}={getattr(job, f.name)}" for f in fields(job) if getattr(job, f.name) != f.default]
-    return shlex.join(["python", "-m", "mg3d.train" if isinstance(job, Recipe) else "mg3d.tune", *words])
-
-
-def _asked(study: str) -> dict[str, Column]:
-    """The one column of a study that stands in for a table's own."""
-    one_of("study", study, STUDIES)
-    row = STUDIES[study]
-    return {row.title: Column(study, row.metric, reads=row.task in ("align", "retrieve"))}
-
-
-def _once(pairs: Iterable[tuple[Recipe | None, Transfer]]) -> list[Recipe | Transfer]:
-    """The jobs of pairs, each once, in order."""
-    return list({job.id: job for pair in pairs for job in pair if job is not None}.values())
-
-
-def _run(job: Recipe | Transfer) -> Run:
-    return Run(paths.runs() / job.id)
-
-
-def _line(cell: Cell) -> dict[str, Any]:
-    """A row of `Table.frame`."""
-    from mg3d import compare
-
-    ours, said, missing, printed = UNKNOWN, cell.why, cell.missing, cell.printed
-    if cell.runs:
-        try:
-            ours = _percent(compare.score(list(cell.runs.values()), cell.metric))
-        except ValueError as error:  # a test split that leaves the metric undefined
-            said = str(error)
-    if printed and np.isfinite(ours.value):
-        said = cell.apart or compare.says(_from(ours, printed), scale=1.0)
-    return {
-        "row": cell.row,
-        "column": cell.column,
-        "ours": ours.value,
-        "low": ours.low,
-        "high": ours.high,
-        "runs": f"{len(cell.runs)} of {len(cell.jobs)}",
-        "paper": printed.value if printed else np.nan,
-        "deviation": printed.deviation if printed else np.nan,
-        "difference": said,
-        "missing": command(missing[0]) + (f"  # and {len(missing) - 1} more" if missing[1:] else "") if missing else "",
-    }
-
-
-def _claim(cell: Cell, other: Cell) -> dict[str, Any]:
-    """A row of `Table.contrasts`."""
-    from mg3d import compare
-
-    seeds = [seed for seed in cell.runs if seed in other.runs]
-    found, said = UNKNOWN, cell.why or other.why
-    paper = cell.printed.value - other.printed.value if cell.printed and other.printed else np.nan
-    if seeds:
-        try:
-            ones, others = ([c.runs[seed] for seed in seeds] for c in (cell, other))
-            found = _percent(compare.difference(ones, others, cell.metric))
-            said = compare.says(found, scale=1.0)
-        except ValueError as error:
-            said = str(error)
-    elif not said:
-        said = "missing: " + command([*other.missing, *cell.missing][0])
-    if found.low * found.high > 0 and np.isfinite(paper):
-        said = "as in the paper" if found.value * paper > 0 else "against the paper"
-    return {
-        "row": cell.row,
-        "against": other.row,
-        "column": cell.column,
-        "ours": found.value,
-        "low": found.low,
-        "high": found.high,
-        "runs": f"{len(seeds)} of {len(cell.jobs)}",
-        "paper": paper,
-        "says": said,
-    }
-
-
-def _percent(found: Interval) -> Interval:
-    return Interval(*(100 * float(x) for x in found))
-
-
-def _from(ours: Interval, printed: Printed) -> Interval:
-    """Ours less the paper's. Its ± is the deviation of three divisions, so that Student's interval of two degrees of
-    freedom belongs to its mean; where there is none, only ours is uncertain."""
-    from scipy.stats import t
-
-    theirs = 0.0 if np.isnan(printed.deviation) else float(t.ppf(0.975, RUNS - 1)) * printed.deviation / np.sqrt(RUNS)
-    value = float(ours.value) - printed.value
-    half = float(np.hypot((float(ours.high) - float(ours.low)) / 2, theirs))
-    return Interval(value, value - half, value + half)
+    table = frame.assign(shown=shown).pivot(index="row", columns="column", values="shown")
+    return table.reindex(index=rows, columns=columns)

@@ -19,7 +19,8 @@ and what else a table can do: mg3d/grid.py.
 
 from collections.abc import Sequence
 
-from mg3d.grid import Column, Row, Table
+from mg3d.cells import Column, Row
+from mg3d.grid import Table
 from mg3d.paper import COLUMNS, PRINTED
 
 CUBES = "the paper classifies cubes about a suspect spot, this study whole scans"

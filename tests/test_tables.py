@@ -5,7 +5,8 @@ import pytest
 from finished import done
 
 from mg3d import train
-from mg3d.grid import NO_TEXT, OFFICIAL, SYNTHETIC, Row, command, wide
+from mg3d.cells import Row, command
+from mg3d.grid import ANOTHER, NO_TEXT, OFFICIAL, SYNTHETIC, setting, wide
 from mg3d.heads import _readings
 from mg3d.paper import COLUMNS, PRINTED
 from mg3d.recipe import SCALES, SMALLER, Recipe
@@ -121,7 +122,9 @@ def test_what_is_done_is_shown_with_its_interval_and_no_difference_on_the_phanto
     frame = table.frame(**HOW)
     assert set(frame["runs"]) == {"3 of 3"}
     assert set(frame["missing"]) == {""}
-    assert frame["paper"].isna().all()  # the paper has no such study
+    assert frame["paper"].tolist() == [61.54, 62.11, 62.22, 63.40]
+    assert set(frame["difference"]) == {ANOTHER}
+    assert frame["column"].iloc[0].endswith("; in the paper MSD Task 06 Dice")
     assert frame["ours"].tolist() == pytest.approx([75.0] * 4)
     assert (frame["low"] < 75).all()
     assert (frame["high"] > 75).all()
@@ -173,6 +176,18 @@ def test_an_undefined_score_is_said():
     frame = TABLES["III"].frame(**HOW)
     assert "gives no 'auroc'; it gives nothing" in frame["difference"].iloc[0]
     assert frame["missing"].iloc[0].endswith("# and 1 more")
+
+
+def test_a_recipe_of_a_notebook_is_a_setting():
+    demo = setting(Recipe(batch=4), steps=2)
+    assert demo["seeds"] == (0,)
+    assert demo["pretraining"] == {"steps": 2, "batch": 4}
+    jobs = TABLES["III"].only("scratch", "word").jobs(**demo)
+    assert [type(job) for job in jobs] == [Transfer, Recipe, Transfer]
+    assert jobs[1] == Recipe(variant="word", batch=4, steps=2)
+    assert setting(Recipe(steps=7), steps=2)["pretraining"] == {"steps": 7}
+    real = setting(Recipe(scale="47k", gpus=4, seed=5), steps=2)
+    assert real == {"scale": REAL, "seeds": (5, 6, 7), "pretraining": {"gpus": 4}, "finetuning": {}}
 
 
 @pytest.mark.parametrize(
