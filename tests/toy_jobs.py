@@ -8,8 +8,6 @@ import os
 import time
 from pathlib import Path
 
-import nbformat
-
 from mg3d import paths
 from mg3d.jobs import NOTEBOOK, Outcome, claim, finished
 from mg3d.recipe import Plan, Recipe
@@ -52,6 +50,8 @@ def execute(plan: Plan, *, seconds: float = 0.0) -> Outcome:
 
 def notebooks(folder: Path, *, seconds: float = 0.0) -> Path:
     """Write the two notebooks; `seconds` is what a step takes."""
+    import nbformat  # half a second, which jobs on a cluster do not need
+
     folder.mkdir(parents=True, exist_ok=True)
     for name, kind in CELLS.items():
         first = nbformat.v4.new_code_cell("# Parameters\nscale: str = 'demo'", metadata={"tags": ["parameters"]})
