@@ -47,8 +47,13 @@ SCALES = {
     "47k": Scale("ctrate", 0, 256, 100_000, 16, _PAPER),  # all 47,149
     "folder": Scale("folder", 0, 0, 1_000, 4, _PAPER),  # your own volumes and one CSV: data=<the CSV>
 }
-SMALLER = {"demo": (12, 18, 24, 36), "phantom": (100, 200, 400, 800)}  # what the scaling law is drawn by, beside the whole
-SCALES |= {f"{s}-{n}": replace(SCALES[s], volumes=n, test=0) for s, sizes in SMALLER.items() for n in sizes}
+# nested sizes that the scaling law is drawn by, beside the whole
+SMALLER = {"demo": (12, 18, 24, 36), "phantom": (100, 200, 400, 800)}
+SCALES |= {
+    f"{s}-{n}": replace(SCALES[s], volumes=n, valid=SCALES[s].valid // 4, test=0)
+    for s, sizes in SMALLER.items()
+    for n in sizes
+}
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,10 @@ and what else a table can do: mg3d/grid.py.
 from collections.abc import Sequence
 
 from mg3d.cells import Column, Row
-from mg3d.grid import Table
+from mg3d.grid import Table, setting, wide
 from mg3d.paper import COLUMNS, PRINTED
+
+__all__ = ["MEASURED", "TABLES", "Table", "setting", "wide"]  # all that a notebook needs
 
 CUBES = "the paper classifies cubes about a suspect spot, this study whole scans"
 MEASURED = {  # what the paper's columns are here
