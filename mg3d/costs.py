@@ -21,21 +21,25 @@ SAME_STEP = {  # fields that leave the time of a step as it is, or are put in ot
 def listing(plans: Iterable[Plan], *, jobs: int = 1) -> str:
     """A line a job: its state, its steps and what they will cost; then the sums. Nothing is started.
 
-    The cost is that of steps alone, without preparing, validating and testing, by the logs of like runs that are there.
+    The cost is that of steps alone, without preparing, validating and testing, by the logs of like runs that are there;
+    "about" where only runs of other variants are.
     """
     plans = ordered(plans)
     by_id, measured = {p.id: p for p in plans}, speeds(plans)
     wide = max((len(i) for i in by_id), default=0)
     lines, costs = [], list[float | None]()
     for plan in plans:
-        run, steps, speed = run_of(plan), plan.filled.steps, measured.get(_alike(plan, by_id))
+        run, steps, about = run_of(plan), plan.filled.steps, ""
+        speed = measured.get(_alike(plan, by_id))
+        if speed is None and (speed := measured.get(_alike(plan, by_id, variant=False))) is not None:
+            about = "about "
         left = 0 if run.done else steps - run.step
         costs.append(0.0 if not left else None if speed is None else left * speed)
         begun = f"at step {run.step}" if run.step else "new"
         state = "done" if finished(plan) else "to be shown" if run.done else begun
         after = f", after {needs(plan)}" if lacking(plan) and needs(plan) in by_id else ""
         never = f", never: {lacking(plan)}" if lacking(plan) and not after else ""
-        lines.append(f"{plan.id:<{wide}}  {state:<12} {steps:>7} steps  {_cost(costs[-1]):>10}{after}{never}")
+        lines.append(f"{plan.id:<{wide}}  {state:<12} {steps:>7} steps  {about + _cost(costs[-1]):>15}{after}{never}")
     states = Counter("done" if finished(p) else "to do" for p in plans)
     known, unknown = sum((c for c in costs if c is not None), 0.0), costs.count(None)
     total = f"{_cost(known)} of steps" + (f", and {unknown} of unknown cost" if unknown else "")
@@ -44,22 +48,30 @@ def listing(plans: Iterable[Plan], *, jobs: int = 1) -> str:
 
 
 def speeds(plans: Sequence[Plan]) -> dict[tuple[Any, ...], float]:
-    """Median seconds a step in the logs of runs that are there, by what makes steps alike; of those of `plans`."""
+    """Median seconds a step in the logs of runs that are there, by what makes steps alike; of those of `plans`.
+
+    A run made by other numbers of its scale, or by another reading of its study, than today's is like none.
+    """
     by_id = {p.id: p for p in plans}
-    wanted = {_alike(p, by_id) for p in plans}
+    wanted = {_alike(p, by_id, variant=same) for p in plans for same in (True, False)}
     seconds: dict[tuple[Any, ...], list[float]] = defaultdict(list)
     for kind in NOTEBOOK:
         for run in find(kind):
             with suppress(DamagedRun, ValueError):  # a run of old fields or names is like none
-                key = _alike(run.plan(kind), by_id)
-                if key in wanted:
-                    seconds[key] += [line["seconds"] for line in run.metrics.to_dict("records") if "seconds" in line]
+                plan = run.plan(kind)
+                keys = {_alike(plan, by_id, variant=same) for same in (True, False)} & wanted
+                if keys and plan.id == run.path.name:
+                    steps = [line["seconds"] for line in run.metrics.to_dict("records") if "seconds" in line]
+                    for key in keys:
+                        seconds[key] += steps
     return {key: median(values) for key, values in seconds.items() if values}
 
 
-def _alike(plan: Plan, by_id: Mapping[str, Plan]) -> tuple[Any, ...]:
-    """What the time of a step depends on."""
+def _alike(plan: Plan, by_id: Mapping[str, Plan], *, variant: bool = True) -> tuple[Any, ...]:
+    """What the time of a step depends on, or all of it but the variant."""
     content = {k: v for k, v in asdict(plan).items() if k not in SAME_STEP}  # pyright: ignore[reportArgumentType]
+    if not variant:
+        content.pop("variant", None)
     return (type(plan).__name__, plan.filled.batch, _encoder(plan, by_id), *content.items())
 
 

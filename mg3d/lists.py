@@ -6,7 +6,6 @@ recipes      scale=demo variant=paper,no-ssm seed=0,1,2       six recipes; of tr
 """
 
 import argparse
-import inspect
 import itertools
 import json
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from mg3d.recipe import Plan, Recipe, one_of
 from mg3d.transfer import Transfer
 
 KINDS: dict[str, type[Plan]] = {"recipe": Recipe, "transfer": Transfer}
+PARTS: dict[str, type[Plan]] = {"pretraining": Recipe, "finetuning": Transfer}
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -47,14 +47,26 @@ def listed(given: argparse.Namespace) -> list[Plan] | None:
 
 
 def of_table(name: str, words: Sequence[str]) -> list[Plan]:
-    """The jobs of a table; `words` are arguments of its `jobs`. ValueError, with the valid names, for a wrong one."""
+    """The jobs of a table. ValueError, with the valid names, for a wrong one.
+
+    `words` are `scale=` and `seeds=` of `Table.jobs`, `pretraining.<field>=` and `finetuning.<field>=` for all its
+    recipes and transfers, and `rows=`, words of which the name of a row must hold one.
+    """
     from mg3d.tables import TABLES
 
     one_of("table", name, TABLES)
-    make, given = TABLES[name].jobs, fields(words)
-    for word in given:
-        one_of(f"argument of table {name}", word, tuple(inspect.signature(make).parameters))
-    return list(make(**{k: _numbers(k, v) if k == "seeds" else v for k, v in given.items()}))
+    table, how = TABLES[name], dict[str, Any]()
+    for word, value in fields(words).items():
+        part, _, field = word.partition(".")
+        if part in PARTS and field:
+            one_given = PARTS[part].parse({field: value})
+            how.setdefault(part, {})[field] = getattr(one_given, field)
+        elif word == "rows":
+            table = table.only(*value.split(","))
+        else:
+            one_of(f"word of table {name}", word, ("scale", "seeds", "rows", *(f"{p}.<field>" for p in PARTS)))
+            how[word] = _numbers(word, value) if word == "seeds" else value
+    return list(table.jobs(**how))
 
 
 def of_file(path: Path) -> list[Plan]:

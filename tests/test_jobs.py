@@ -2,12 +2,10 @@
 
 import argparse
 import json
-import sys
 import threading
 import time
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 from toy_jobs import BAD_SEED, STEPS, execute, journal, recipe, train
@@ -190,11 +188,13 @@ def test_costs_come_from_the_logs_of_like_runs(home):
     assert [" ".join(line.split()) for line in told] == [
         f"{a.id} to be shown 12 steps 0:00 min",
         f"{b.id} new 120 steps 1.0 h",
-        f"{other.id} new 12 steps unknown",
+        f"{other.id} new 12 steps about 6:00 min",
         f"{after(a).id} new 12 steps unknown",
         f"{after(b).id} new 12 steps unknown, after {b.id}",
-        "5 jobs: 5 to do; 1.0 h of steps, and 3 of unknown cost; 2 at a time",
+        "5 jobs: 5 to do; 1.1 h of steps, and 2 of unknown cost; 2 at a time",
     ]
+    run_of(a).path.rename(home / "runs" / "made-of-other-numbers")
+    assert "unknown" in costs.listing([b])
     logged(after(a), 2.0, steps=5)
     assert "0:24 min" in costs.listing([after(a, seed=1)])  # same encoder, same study
 
@@ -252,21 +252,34 @@ def test_a_file_that_is_no_list_says_where(tmp_path, content, message):
         lists.of_file(file)
 
 
-def test_a_table_gives_its_jobs(monkeypatch):
-    class Row:
-        def jobs(self, *, scale: str = "demo", seeds: tuple[int, ...] = (0,)) -> list:
-            return [Recipe(scale=scale, seed=seed) for seed in seeds]
+def test_a_table_gives_its_jobs():
+    from mg3d.tables import TABLES
 
-    monkeypatch.setitem(sys.modules, "mg3d.tables", SimpleNamespace(TABLES={"III": Row()}))
-    assert lists.of_table("III", ["scale=phantom", "seeds=0,2"]) == [Recipe(scale="phantom", seed=s) for s in (0, 2)]
-    with pytest.raises(ValueError, match=r"unknown table 'IX'.*valid: III"):
-        lists.of_table("IX", [])
-    with pytest.raises(ValueError, match=r"unknown argument of table III 'seed' .*did you mean seeds"):
-        lists.of_table("III", ["seed=1"])
-    with pytest.raises(ValueError, match="seeds=a: expected whole numbers"):
-        lists.of_table("III", ["seeds=a"])
-    with pytest.raises(ValueError, match="expected name=value, got 'phantom'"):
-        lists.of_table("III", ["phantom"])
+    found = lists.of_table("III", ["scale=phantom", "seeds=0,2"])
+    assert found == TABLES["III"].jobs(scale="phantom", seeds=(0, 2))
+    assert ordered(found) == found
+    assert {p.scale for p in found} == {"phantom"}
+    few = lists.of_table("III", ["rows=scratch", "seeds=1", "finetuning.study=findings", "finetuning.probe=true"])
+    assert few == [Transfer(study="findings", probe=True, seed=1, encoder="swin_b")]
+    (plan, _) = lists.of_table("III", ["rows=word", "seeds=1", "pretraining.steps=7"])
+    assert plan == Recipe(variant="word", steps=7, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("table", "word", "message"),
+    [
+        ("IX", "scale=demo", r"unknown table 'IX'.*valid: I, II"),
+        ("III", "seed=1", r"unknown word of table III 'seed' \(did you mean seeds\?\)"),
+        ("III", "pretraining.stepps=1", r"unknown parameter 'stepps' \(did you mean steps\?\)"),
+        ("III", "pretraining.steps=many", "steps='many': expected int"),
+        ("III", "pretraining=1", "unknown word of table III 'pretraining'"),
+        ("III", "seeds=a", "seeds=a: expected whole numbers"),
+        ("III", "phantom", "expected name=value, got 'phantom'"),
+    ],
+)
+def test_a_wrong_word_of_a_table_is_named(table, word, message):
+    with pytest.raises(ValueError, match=message):
+        lists.of_table(table, [word])
 
 
 def test_the_command_line_names_one_source():
