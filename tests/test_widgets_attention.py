@@ -5,12 +5,14 @@ import io
 import json
 
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 from PIL import Image
 
 from widgets.attention import AttentionExplorer
 from widgets.frame import Frame
 from widgets.geometry import PLANES, coarse, cut, to_mm
+from widgets.hands import HOME
 from widgets.panes import CROSS, GREY, LINE, OVER, TRACES
 
 SHAPE, SPACING = (24, 30, 20), 5.0  # along right-left, front-back, head-feet
@@ -132,6 +134,42 @@ def test_windows_and_values():
     assert unit.board.hu(NODULE) == 400 * 2000 - 1000
 
 
+def test_wheel_and_keys_move_slices_sentences_and_windows(monkeypatch):
+    shown = explorer()
+    board, done = shown.board, []
+    monkeypatch.setattr(board.hands, "send", done.append)
+
+    def hear(kind: str, steps: int, axis: str = "x") -> None:
+        board.hands._handle_custom_msg({"kind": kind, "axis": axis, "steps": steps}, [])
+
+    for number, (plane, (_, _, through)) in enumerate(PLANES.items()):
+        axis = board.figure.data[TRACES * number].xaxis or "x"
+        before, place = board.at.copy(), board.frame.number(plane, board.at)
+        hear("slice", 2, axis)
+        assert board.slices[plane].value == place + 2
+        assert [a for a in range(3) if before[a] != board.at[a]] == [through]
+        hear("slice", 100_000, axis)
+        assert board.slices[plane].value == board.frame.count[through]
+    hear("step", 1)
+    assert shown.sentence == shown.list.value == 1
+    hear("step", -5)
+    assert shown.sentence == 0
+    hear("window", 3)
+    assert board.window == (2500, 480)
+    hear("window", 9)
+    assert board.preset.value == "soft tissue"
+    assert len(done) == 10  # one answer each: the browser waits for it
+    assert HOME in shown.widget._dom_classes
+
+
+def test_the_two_views_hear_in_a_grid_of_columns_too():
+    one = explorer().maps[""][""]
+    board = explorer(maps={"a": one, "b": one}).board
+    place = board.frame.number("coronal", board.at)
+    board._asked("slice", board.figure.data[TRACES * 4].xaxis, 1)  # second run, coronal
+    assert board.frame.number("coronal", board.at) == place + 1
+
+
 def test_which_sentence_looks_here():
     shown = explorer()
     assert [i for i, _ in shown.rank(NODULE)] == [0, 2, 1]
@@ -161,6 +199,19 @@ def test_overlay_follows_threshold_colours_and_opacity():
     assert not np.array_equal(colour, picture(shown, 0, OVER)[0, 0, :3])
     shown.opacity.value = 0.25
     assert shown.board.figure.data[OVER].opacity == 0.25
+
+
+def test_the_browser_hears_of_a_figure_when_it_is_complete(monkeypatch):
+    seen, tell = [], go.FigureWidget.open
+
+    def opened(figure) -> None:
+        seen.append((len(figure._widget_data), figure._widget_layout["width"]))
+        tell(figure)
+
+    monkeypatch.setattr(go.FigureWidget, "open", opened)
+    shown = explorer()
+    assert seen == [(3 * TRACES, shown.board.figure.layout.width)]
+    assert shown.board.figure.comm is not None
 
 
 def test_outline_layers_and_runs_share_the_crosshair():

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from widgets.errors import COLOURS, ErrorViewer
+from widgets.errors import ErrorViewer
 from widgets.geometry import to_mm
 from widgets.panes import OVER, TRACES
+from widgets.verdict import COLOURS, scores_of
 
 AFFINE = np.array([[-2.0, 0, 0, 30], [0, -2, 0, 30], [0, 0, 5, -40], [0, 0, 0, 1]])  # LPS, voxels of 0.02 ml
 SHAPE = (30, 28, 16)
@@ -116,7 +117,9 @@ def test_the_static_twin(tmp_path):
     shown.save(tmp_path / "errors.png")
     figure = shown.figure()
     assert (tmp_path / "errors.png").read_bytes()[:4] == b"\x89PNG"
-    assert [axis.get_title("left") for axis in figure.axes[:2]] == ["a\nDice 0.585", "b\nDice 1"]
+    titles = [axis.get_title("left") for axis in figure.axes[:2]]
+    assert titles[0].startswith("a\nDice 0.585, HD95 mm ")
+    assert titles[1] == "b\nDice 1, HD95 mm 0"
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["correct", "wrong", "missing"]
 
 
@@ -131,3 +134,36 @@ def test_the_static_twin(tmp_path):
 def test_bad_input_is_named(change, message):
     with pytest.raises(ValueError, match=message):
         viewer(**change)
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.0, 2.0, 5.0)])
+def test_dice_and_hd95_are_those_of_the_metrics(spacing):
+    from mg3d.metrics.segmentation import dice, hd95, surface_distances
+
+    rng = np.random.default_rng(0)
+    for share in (0.02, 0.5):
+        predicted, true = (rng.random((2, 9, 8, 7)) < share).astype(np.uint8)
+        codes = (predicted & true) + 2 * (predicted & ~true & 1) + 3 * (~predicted & 1 & true)
+        found = scores_of(codes, np.diag([-spacing[0], *spacing[1:], 1.0]))
+        far = hd95(surface_distances(predicted, true, classes=1, spacing_mm=spacing))
+        assert found["Dice"] == pytest.approx(dice(predicted, true, classes=1)[0])
+        assert found["HD95 mm"] == pytest.approx(far[0])
+    alone = scores_of(np.full((2, 2, 2), 3, np.uint8), np.eye(4))
+    assert alone == {"Dice": 0, "HD95 mm": np.inf}
+    assert np.isnan(scores_of(np.zeros((2, 2, 2), np.uint8), np.eye(4))["Dice"])
+
+
+def test_keys_step_through_lesions_and_the_button_finds_what_was_missed():
+    shown = viewer(colours="for every colour vision")
+    assert colours(shown, 0) <= {(0x56, 0xB4, 0xE9), (0xD5, 0x5E, 0x00), (0xF0, 0xE4, 0x42)}
+    shown.board.hands._handle_custom_msg({"kind": "step", "axis": "x", "steps": 2}, [])
+    assert shown.jumps.index == 2
+    shown.missed.click()
+    assert shown.jumps.label.startswith("a: missed")
+    missed = shown.jumps.index
+    shown.missed.click()
+    assert shown.jumps.index == missed  # the only one
+    shown.board.hands._handle_custom_msg({"kind": "step", "axis": "x", "steps": -99}, [])
+    assert shown.jumps.index == 1
+    with pytest.raises(ValueError, match="unknown colours"):
+        viewer(colours="pink")

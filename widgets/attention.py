@@ -22,6 +22,7 @@ import numpy as np
 
 from widgets.figures import STYLE, Picture
 from widgets.geometry import PLANES, Point, coarse, to_mm
+from widgets.hands import HOME
 from widgets.live import Board, Cutter, Reader, interactive
 from widgets.panels import LIGHT, Window, caption, contour, cross, draw, heat, named, panels, size_mm
 
@@ -40,6 +41,7 @@ class AttentionExplorer:
     volume, affine  as in `slices`; `window_hu` where values are in [0, 1]
     maps            [S, d, h, w]; {run: [S, d, h, w]} compares runs; {run: {layer: [S, d, h, w]}} offers layers, too
     outlines        the truth: a mask [d, h, w] for all sentences, or for each sentence a mask or None
+    colours         one of COLOURS
 
     Starts at the peak of `sentence`. Raises ValueError for maps that do not fit the sentences and for runs of different
     layers.
@@ -57,6 +59,7 @@ class AttentionExplorer:
         window: Window = "lung",
         window_hu: tuple[float, float] | None = None,
         at: Point | None = None,
+        colours: str = COLOURS[0],
     ) -> None:
         self.sentences, self._affine = tuple(sentences), np.asarray(affine, float)
         self._shape = np.asarray(volume).shape
@@ -64,14 +67,15 @@ class AttentionExplorer:
         self.layers = tuple(next(iter(self.maps.values())))
         self._outlines = _per_sentence(outlines, len(self.sentences))
         self.layer, self.sentence, self._sorting = self.layers[-1], sentence, False
-        self._build_controls()
+        self._build_controls(colours)
         self.board = Board(
-            volume, self._affine, sources=list(self.maps), layer=self._layer, palette=palette(COLOURS[0]),
-            words=self._words, moved=self._sort, window=window, window_hu=window_hu,
+            volume, self._affine, sources=list(self.maps), layer=self._layer, palette=palette(colours),
+            words=self._words, moved=self._sort, step=self._next, window=window, window_hu=window_hu,
             at=self.peak(sentence) if at is None else at, opacity=self.opacity.value,
         )  # fmt: skip
-        below = [self._said, self.board.readout, self.board.figure, self.board.controls, self._controls, self.list]
-        self.widget = ipw.VBox([*below, ipw.HTML("<small>research use only</small>")])
+        below = [self._said, self.board.readout, self.board.figure, self.board.hands, self.board.controls]
+        self.widget = ipw.VBox([*below, self._controls, self.list, ipw.HTML("<small>research use only</small>")])
+        self.widget.add_class(HOME)
 
     def _repr_mimebundle_(self, **_kwargs: Any) -> Any:
         return self.widget._repr_mimebundle_() if interactive() else {"image/png": self.figure().png()}
@@ -163,11 +167,13 @@ class AttentionExplorer:
             found.append(f"{escape(run)} attention {times}")
         return f"<code>{' &nbsp; '.join(found)}</code>"
 
-    def _build_controls(self) -> None:
+    def _build_controls(self, colours: str) -> None:
         wide = ipw.Layout(width="340px")
         self.opacity = ipw.FloatSlider(value=0.5, min=0, max=1, step=0.05, description="opacity", layout=wide)
         self.threshold = ipw.FloatSlider(value=0.5, min=0, max=0.95, step=0.05, description="from peak x", layout=wide)
-        self.colours = ipw.Dropdown(options=COLOURS, description="colours", layout=ipw.Layout(width="220px"))
+        self.colours = ipw.Dropdown(
+            options=COLOURS, value=colours, description="colours", layout=ipw.Layout(width="220px")
+        )
         self.layer_choice = ipw.Dropdown(
             options=self.layers, value=self.layer, description="layer", layout=ipw.Layout(width="220px")
         )
@@ -194,6 +200,12 @@ class AttentionExplorer:
     def _chosen(self, change: Any) -> None:
         if not self._sorting and change["new"] not in (None, self.sentence):
             self.pick(change["new"], jump=self.order.value == _REPORT)  # who looks here is asked of one place
+
+    def _next(self, steps: int) -> None:
+        """Pick the sentence some places further down the list as it stands."""
+        order = [number for _, number in self.list.options]
+        place = order.index(self.sentence) + steps
+        self.pick(order[min(max(place, 0), len(order) - 1)], jump=self.order.value == _REPORT)
 
     def _sort(self) -> None:
         """The list in the order that is asked for; that by who looks here follows the crosshair."""

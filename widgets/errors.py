@@ -4,9 +4,7 @@ viewer = ErrorViewer(volume, affine, truth=mask, predictions={"scratch": a, "mg3
 viewer                      in JupyterLab: planes, errors by slice, lesions to jump to; elsewhere the static picture
 viewer.components("mg3d")   each lesion and each false alarm: where, how large, how much of it was found
 
-green   correct   in the prediction and in the truth
-red     wrong     in the prediction alone
-yellow  missing   in the truth alone
+Green is correct, red wrong, yellow missing, as in the paper (`verdict`); other colours are a choice.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,21 +17,16 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
-from scipy import ndimage
 
 from widgets.figures import PALETTE, STYLE, Picture
 from widgets.frame import Frame
 from widgets.geometry import PLANES, Point, coarse, to_mm
-from widgets.live import Board, Cutter, Reader, interactive
+from widgets.hands import HOME
+from widgets.live import Board, Cutter, Figure, Reader, interactive
 from widgets.panels import LIGHT, Window, caption, draw, named, panels, size_mm
+from widgets.verdict import COLOURS, KINDS, codes_of, components_of, palette_of, scores_of, written
 
-COLOURS = {  # correct, wrong, missing
-    "green, red, yellow": ("#00A651", "#E4002B", "#FFD400"),  # the paper's
-    "for every colour vision": ("#56B4E9", "#D55E00", "#F0E442"),  # of Okabe and Ito's palette
-}
-KINDS = ("correct", "wrong", "missing")
 _JUMPS = 60  # lines of the list of lesions, the largest first
 
 Measure = Callable[[np.ndarray, np.ndarray], Mapping[str, float]]  # of the predicted and the true mask of a class
@@ -48,7 +41,8 @@ class ErrorViewer:
     predictions     {model: label map of the truth's grid}, a column each
     classes         {name: label}; default: each label of the truth. A list chooses among several
     scores          {model: {name: number}}, or what computes {name: number} from the predicted and the true mask of a
-                    class, e.g. Dice and HD95; printed beside each model
+                    class; default: Dice and HD95 in mm. Printed beside each model
+    colours         a name of `verdict.COLOURS`
 
     Starts in the first model's worst axial slice. Raises ValueError for shapes that differ and for a truth without
     classes.
@@ -66,6 +60,7 @@ class ErrorViewer:
         window: Window = "mediastinum",
         window_hu: tuple[float, float] | None = None,
         at: Point | None = None,
+        colours: str = next(iter(COLOURS)),
     ) -> None:
         self._truth, self._predictions = truth.astype(np.int16), {n: p.astype(np.int16) for n, p in predictions.items()}
         self.classes = (
@@ -76,19 +71,22 @@ class ErrorViewer:
         self._affine = coarse(np.asarray(affine, float), shape, truth.shape)  # of the masks
         self._cells = Frame(truth.shape, self._affine, pixels=1)
         self._ml = abs(float(np.linalg.det(self._affine[:3, :3]))) / 1000
-        self._measure, self._kept = scores, {}
-        self._build_controls()
+        self._measure, self._kept, self._scored = scores, {}, {}
+        palette = palette_of(colours)
+        self._build_controls(colours)
         start = self.worst(next(iter(predictions))) if at is None else np.asarray(at, float)
         self.board = Board(
-            volume, np.asarray(affine, float), sources=list(predictions), layer=self._layer, palette=self._palette(),
-            words=self._words, moved=lambda: None, window=window, window_hu=window_hu, at=start,
-            opacity=self.opacity.value, down=True,
+            volume, np.asarray(affine, float), sources=list(predictions), layer=self._layer, words=self._words,
+            palette=palette, moved=lambda: None, step=self._next, steps="lesions", window=window,
+            window_hu=window_hu, at=start, opacity=self.opacity.value, down=True,
         )  # fmt: skip
-        self.profile: Any = go.FigureWidget(self._profile())
+        self.profile: Any = Figure(self._profile())
         for trace in self.profile.data:
             trace.on_click(self._profile_clicked)
-        rows = [self._legend, self._table, self.board.readout, self.board.figure, self.board.controls, self._controls]
-        self.widget = ipw.VBox([*rows, self.profile, self.jumps, ipw.HTML("<small>research use only</small>")])
+        rows = [self._legend, self._table, self.board.readout, self.board.figure, self.board.hands, self.board.controls]
+        below = [self._controls, self.profile, self.jumps, ipw.HTML("<small>research use only</small>")]
+        self.widget = ipw.VBox([*rows, *below])
+        self.widget.add_class(HOME)
         self._say_all()
 
     def _repr_mimebundle_(self, **_kwargs: Any) -> Any:
@@ -99,8 +97,7 @@ class ErrorViewer:
         key = model, self.choice.value
         if key not in self._kept:
             label = self.classes[str(self.choice.value)]
-            found, there = self._predictions[model] == label, self._truth == label
-            self._kept[key] = np.select([found & there, found, there], [1, 2, 3]).astype(np.uint8)
+            self._kept[key] = codes_of(self._predictions[model] == label, self._truth == label)
         return self._kept[key]
 
     def by_slice(self, model: str, plane: str = "axial") -> pd.DataFrame:
@@ -125,37 +122,20 @@ class ErrorViewer:
     def components(self, model: str) -> pd.DataFrame:
         """Connected parts of the truth (`lesion`) and those of the prediction that touch none (`false alarm`).
 
-        A row each, the largest first: `kind`, `ml`, `found` (share of it that was predicted), `missed` (none of it was)
-        and a point inside it, `r`, `a`, `s` in RAS mm. Voxels that touch by a corner belong together.
+        Columns as of `verdict.components_of`, the largest first.
         """
-        codes = self.codes(model)
-        truth, predicted = (codes == 1) | (codes == 3), (codes == 1) | (codes == 2)
-        rows = []
-        for kind, mask, other in (("lesion", truth, predicted), ("false alarm", predicted, truth)):
-            parts = np.empty(mask.shape, np.int32)
-            ndimage.label(mask, np.ones((3, 3, 3)), output=parts)
-            for k, box in enumerate(ndimage.find_objects(parts), 1):
-                inside = parts[box] == k
-                share = float(other[box][inside].mean())
-                if kind == "lesion" or share == 0:
-                    place = np.argwhere(inside)
-                    middle = place[np.argmin(((place - place.mean(0)) ** 2).sum(1))] + [s.start for s in box]
-                    point = dict(zip("ras", to_mm(middle, self._affine).round(1), strict=True))
-                    rows.append(
-                        {"kind": kind, "ml": len(place) * self._ml, "found": share, "missed": share == 0} | point
-                    )
-        columns = ["kind", "ml", "found", "missed", "r", "a", "s"]
-        return pd.DataFrame(rows, columns=columns).sort_values("ml", ascending=False, ignore_index=True)
+        return components_of(self.codes(model), self._affine)
 
     def scores(self, model: str) -> dict[str, float]:
-        """The numbers of a model for the chosen class: what was handed in, else what `scores` computes, else Dice."""
+        """The numbers of a model for the chosen class: what was handed in, what `scores` computes, or Dice and HD95."""
         if isinstance(self._measure, Mapping):
             return dict(self._measure[model])
-        codes = self.codes(model)
-        if self._measure is not None:
-            return dict(self._measure((codes == 1) | (codes == 2), (codes == 1) | (codes == 3)))
-        n = np.bincount(codes.ravel(), minlength=4)
-        return {"Dice": float(2 * n[1] / (2 * n[1] + n[2] + n[3])) if n[1:].any() else float("nan")}
+        key = model, self.choice.value
+        if key not in self._scored:
+            codes = self.codes(model)
+            masks = (codes == 1) | (codes == 2), (codes == 1) | (codes == 3)
+            self._scored[key] = dict(self._measure(*masks)) if self._measure else scores_of(codes, self._affine)
+        return self._scored[key]
 
     @mpl.rc_context(STYLE)
     def figure(self) -> Picture:
@@ -165,18 +145,18 @@ class ErrorViewer:
         panes = [(plane, model) for plane in PLANES for model in models]
         sizes = [size_mm(cuts[plane]) for plane, _ in panes]
         figure, axes = panels(sizes, columns=len(models), height=2.9, title=f"Segmentation: {self.choice.value}")
-        colours = self._palette() / 255
+        colours = palette_of(str(self.colours.value)) / 255
         for axis, (plane, model) in zip(axes, panes, strict=True):
             draw(axis, cuts[plane], self.board.shown, small=True)
             one = self.board.frame.cut(self.codes(model), plane=plane, at=self.board.at, order=0)
             shown = colours[np.nan_to_num(one.pixels).astype(int)] * [1, 1, 1, self.opacity.value]
             axis.imshow(shown, extent=one.extent_mm, interpolation="nearest")
             if plane == panes[0][0]:
-                axis.set_title(f"{model}\n{_written(self.scores(model))}", color=LIGHT, size=9)
+                axis.set_title(f"{model}\n{written(self.scores(model))}", color=LIGHT, size=9)
         handles = [Patch(color=colours[k], label=name) for k, name in enumerate(KINDS, 1)]
         figure.legend(handles=handles, loc="upper right", ncols=3, labelcolor=LIGHT, fontsize=8.5)
         caption(figure, self.board.shown)
-        said = "; ".join(f"{model}: {_written(self.scores(model))}" for model in models)
+        said = "; ".join(f"{model}: {written(self.scores(model))}" for model in models)
         figure.alt = f"Segmentation errors of {self.choice.value}, {named(self.board.shown)}. {said}"
         return figure
 
@@ -204,10 +184,6 @@ class ErrorViewer:
                 f"{len(self.classes)} classes and {len(self._predictions)} predictions: nothing to compare"
             )
 
-    def _palette(self) -> np.ndarray:
-        solid = [[*(round(255 * c) for c in to_rgb(name)), 255] for name in COLOURS[str(self.colours.value)]]
-        return np.array([[0, 0, 0, 0], *solid], np.uint8)
-
     def _layer(self, model: str, cutter: Cutter) -> tuple[np.ndarray, np.ndarray | None]:
         codes = np.nan_to_num(cutter(self.codes(model), 0)).astype(np.uint8)
         return codes, np.isin(codes, (1, 3)).astype(np.float32) if self.outline.value else None
@@ -218,25 +194,29 @@ class ErrorViewer:
             f"<code>{escape(m)}: {names[int(read(self.codes(m)))]}</code>" for m in self._predictions
         )
 
-    def _build_controls(self) -> None:
+    def _build_controls(self, colours: str) -> None:
         wide = ipw.Layout(width="300px")
         self.choice = ipw.Dropdown(options=list(self.classes), description="class", layout=wide)
-        self.colours = ipw.Dropdown(options=list(COLOURS), description="colours", layout=wide)
+        self.colours = ipw.Dropdown(options=list(COLOURS), value=colours, description="colours", layout=wide)
         self.opacity = ipw.FloatSlider(value=0.55, min=0, max=1, step=0.05, description="opacity", layout=wide)
         self.outline = ipw.Checkbox(value=False, description="outline of the truth", indent=False, layout=wide)
         worst = [ipw.Button(description=f"worst slice of {m}", layout=wide) for m in self._predictions]
         for button, model in zip(worst, self._predictions, strict=True):
             button.on_click(lambda _, model=model: self.board.move(self.worst(model)))
+        self.missed = ipw.Button(description="next missed lesion", layout=wide)
+        self.missed.on_click(lambda _: self._next_missed())
         self.jumps = ipw.Select(rows=7, layout=ipw.Layout(width="100%"))
         self.jumps.observe(self._jump, "value")
         self._legend, self._table = ipw.HTML(), ipw.HTML()
         choice = [self.choice] if len(self.classes) > 1 else []
-        self._controls = ipw.VBox([ipw.HBox([*choice, self.colours, self.opacity, self.outline]), ipw.HBox(worst)])
+        self._controls = ipw.VBox(
+            [ipw.HBox([*choice, self.colours, self.opacity, self.outline]), ipw.HBox([*worst, self.missed])]
+        )
         for control in (self.choice, self.colours, self.opacity, self.outline):
             control.observe(self._changed, "value")
 
     def _changed(self, change: Any) -> None:
-        self.board.opacity, self.board.palette = self.opacity.value, self._palette()
+        self.board.opacity, self.board.palette = self.opacity.value, palette_of(str(self.colours.value))
         self.board.paint(grey=False)
         if change["owner"] is self.choice:
             with self.profile.batch_update():
@@ -248,7 +228,7 @@ class ErrorViewer:
         """Legend, scores, and the lesions to jump to: those missed first, then false alarms, then the found ones."""
         pairs = zip(COLOURS[str(self.colours.value)], KINDS, strict=True)
         self._legend.value = " ".join(f"<span style='color:{colour}'>&#9632;</span> {kind}" for colour, kind in pairs)
-        said = (f"<b>{escape(m)}</b> {escape(_written(self.scores(m)))}" for m in self._predictions)
+        said = (f"<b>{escape(m)}</b> {escape(written(self.scores(m)))}" for m in self._predictions)
         self._table.value = " &nbsp;|&nbsp; ".join(said)
         lines = []
         for model in self._predictions:
@@ -265,6 +245,18 @@ class ErrorViewer:
     def _jump(self, change: Any) -> None:
         if change["new"] is not None:
             self.board.move(np.array(change["new"]))
+
+    def _next(self, steps: int) -> None:
+        """Jump some lines further down the list of lesions, or up."""
+        last = len(self.jumps.options) - 1
+        if last:  # line 0 only says what the list is for
+            self.jumps.index = min(max((self.jumps.index or 0) + steps, 1), last)
+
+    def _next_missed(self) -> None:
+        """Jump to the missed lesion below the chosen line of the list; from the last one to the first."""
+        missed = [n for n, (text, _) in enumerate(self.jumps.options) if ": missed," in text]
+        if missed:
+            self.jumps.index = next((n for n in missed if n > (self.jumps.index or 0)), missed[0])
 
     def _profile(self) -> go.Figure:
         """Errors of every axial slice, a line a model."""
@@ -283,7 +275,3 @@ class ErrorViewer:
     def _profile_clicked(self, _trace: Any, points: Any, _state: Any) -> None:
         if points.xs:
             self.board.move(self._cells.numbered("axial", self.board.at, points.xs[0]))
-
-
-def _written(scores: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.3g}" for name, value in scores.items())

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from widgets.errors import COLOURS
 from widgets.geometry import box_mm, coarse
 from widgets.live import preset
 from widgets.panels import Window
+from widgets.verdict import COLOURS
 
 Layer = tuple[np.ndarray, dict[str, Any], str]  # what napari calls LayerData
 
@@ -58,7 +58,7 @@ def error_layers(
 ) -> list[Layer]:
     """CT, and a layer of labels for each model, of which the first is visible: 1 correct, 2 wrong, 3 missing.
 
-    `codes` come from `ErrorViewer.codes`, `colours` from `errors.COLOURS`. Raises ValueError for unknown colours.
+    `codes` come from `ErrorViewer.codes`, `colours` from `verdict.COLOURS`. Raises ValueError for unknown colours.
     """
     if colours not in COLOURS:
         raise ValueError(f"unknown colours {colours!r}; valid: {'; '.join(COLOURS)}")

@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 
 from widgets.frame import Frame, border, png
 from widgets.geometry import PLANES, Point, Slice, to_mm
+from widgets.hands import Hands
 from widgets.panels import WINDOWS, Window, levels
 from widgets.panes import CROSS, GREY, LABELS, LINE, OVER, TRACES, build, crosshair, labels
 
@@ -48,11 +49,32 @@ def place_of(at: Point) -> str:
 
 
 @final
+class Figure(go.FigureWidget):
+    """A plotly widget that the browser hears of when it is complete.
+
+    Plotly's own tells it before it has data, which then follow: where a cell makes and shows a figure at once, a slow
+    browser draws empty axes and keeps them.
+    """
+
+    def __init__(self, figure: go.Figure) -> None:
+        self._complete = False
+        super().__init__(figure)
+        self._complete = True
+        self.open()
+
+    def open(self) -> None:
+        """Tell the browser; called by ipywidgets too early."""
+        if self._complete:
+            super().open()
+
+
+@final
 class Board:
     """Panels of three planes for each source, with one crosshair, one window and one read-out.
 
     `figure` is the plotly widget, `controls` the sliders and the window, `readout` the line of text. `layer` gives what
     is laid over the greys, `words` what more is said of a point, `moved` is called after the crosshair has moved.
+    `hands` hears wheel and keys; `step` goes on by some lines of what the viewer lists, or back, `steps` names it.
     """
 
     def __init__(
@@ -65,11 +87,13 @@ class Board:
         palette: np.ndarray,
         words: Callable[[Reader], str],
         moved: Callable[[], None],
+        step: Callable[[int], None],
         window: Window = "lung",
         window_hu: tuple[float, float] | None = None,
         at: Point | None = None,
         opacity: float = 0.5,
         down: bool = False,
+        steps: str = "sentences",
     ) -> None:
         volume = np.asarray(volume)
         if volume.ndim != 3:
@@ -79,19 +103,21 @@ class Board:
         self.frame = Frame(volume.shape, affine, pixels=int(PIXELS / len(sources) ** 0.5))
         middle = to_mm(np.array(volume.shape) // 2, affine)
         self.at = self.frame.snapped(middle if at is None else np.asarray(at, float))
-        self._window_hu, self._layer, self._words, self._moved = window_hu, layer, words, moved
+        self._window_hu, self._layer, self._words, self._moved, self._step = window_hu, layer, words, moved, step
         self._panes = [(source, plane) for source in sources for plane in PLANES]
         self.readout = ipw.HTML()
         self._build_controls(window)
         # painted before it becomes a widget: a browser that loads the page again gets the figure as it was built
         self.figure: Any = build(self.frame, sources, down=down)
         self.paint()
-        self.figure = go.FigureWidget(self.figure)
+        self.figure = Figure(self.figure)
         for number, (_, plane) in enumerate(self._panes):
             picture = self.figure.data[TRACES * number + GREY]
             picture.on_click(self._follow(plane, self.move))
             picture.on_hover(self._follow(plane, self.say))
         self.say(self.at)
+        keys = f"wheel, ↑ ↓, Page, Home, End: slices of the plane under the mouse · ← →: {steps} · 1 to {len(PRESETS)}"
+        self.hands = Hands(self._asked, help=f"{keys}: window (after a click into a plane)")
 
     @property
     def shown(self) -> Window:
@@ -114,6 +140,11 @@ class Board:
         self._set_sliders()
         self.say(self.at)
         self._moved()
+
+    def scroll(self, plane: str, steps: int) -> None:
+        """Go some slices on (towards the feet, the back, the left) or, below 0, back; the last one is the end."""
+        number = self.frame.number(plane, self.at) + steps
+        self.move(self.frame.numbered(plane, self.at, int(np.clip(number, 1, self.frame.count[PLANES[plane][2]]))))
 
     def paint(self, planes: Sequence[str] = tuple(PLANES), *, grey: bool = True, over: bool = True) -> None:
         """Draw planes anew: greys, what lies over them, or both; crosshairs always. One message to the browser."""
@@ -171,6 +202,17 @@ class Board:
                 act(self.frame.point(plane, self.at, y=points.ys[0], x=points.xs[0]))
 
         return handle
+
+    def _asked(self, kind: str, axis: str, steps: int) -> None:
+        """What `hands` heard; `axis` is the panel's in plotly's words."""
+        if kind == "step":
+            self._step(steps)
+        elif kind == "window":
+            self.preset.value = [*PRESETS][min(steps, len(PRESETS)) - 1]
+        else:
+            panels = (self.figure.data[TRACES * number + GREY].xaxis or "x" for number in range(len(self._panes)))
+            plane = next((pane[1] for pane, x in zip(self._panes, panels, strict=True) if x == axis), "axial")
+            self.scroll(plane, steps)
 
     def _build_controls(self, window: Window) -> None:
         width, level = preset(window)

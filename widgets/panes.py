@@ -18,7 +18,7 @@ from widgets.panels import LIGHT
 
 GREY, OVER, LINE, CROSS = range(4)  # the traces of a panel, from below
 TRACES, LABELS = 4, 5
-_WIDE, _HIGH = 1100, 820  # pixels of all panels, at most
+_WIDE, _HIGH = 1000, 820  # pixels of all panels, at most
 _GAP_MM = 12.0  # around the point, where the crosshair leaves the anatomy free
 _PLACES = ((0.0, 0.5, "left", "middle"), (1.0, 0.5, "right", "middle"), (0.5, 1.0, "center", "top"),
            (0.5, 0.0, "center", "bottom"), (0.0, 1.0, "left", "top"))  # fmt: skip
