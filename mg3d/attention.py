@@ -60,15 +60,25 @@ def sentence_mean(
 class CrossModalAttention(nn.Module):
     """One's own tokens, explained by the other modality's (see the module's docstring). No residual.
 
-    `normed` puts a LayerNorm before each side: without it the maps start almost uniform. `gate="sigmoid"` is the
-    released form of "ours": A = sigmoid(W_Q y . W_K x / sqrt(d)), each weight on its own scale. Keys have no bias where
-    a softmax would cancel it. Raises ValueError if the heads do not divide the width, and for a classical sigmoid,
-    which nobody defines.
+    `normed` puts a LayerNorm before each side: without it the maps start almost uniform. `sharp` multiplies the scores
+    under the softmax. `gate="sigmoid"` is the released form of "ours": A = sigmoid(W_Q y . W_K x / sqrt(d)), each
+    weight on its own scale. Keys have no bias where a softmax would cancel it. Raises ValueError if the heads do not
+    divide the width, and for a classical sigmoid, which nobody defines.
     """
 
-    def __init__(self, width: int, *, mode: Mode = "ours", gate: Gate = "softmax", heads: int = 1, normed: bool = True):
+    def __init__(
+        self,
+        width: int,
+        *,
+        mode: Mode = "ours",
+        gate: Gate = "softmax",
+        heads: int = 1,
+        normed: bool = True,
+        sharp: float = 1.0,
+    ):
         super().__init__()
         check_heads(width, heads)
+        self.sharp = sharp
         if mode == "classical" and gate == "sigmoid":
             raise ValueError("gate='sigmoid' is a form of mode='ours': take gate='softmax' with mode='classical'")
         self.mode, self.gate, self.heads = mode, gate, heads
@@ -90,7 +100,7 @@ class CrossModalAttention(nn.Module):
         own, other = (x, y) if self.mode == "ours" else (y, x)
         own_real = x_real if self.mode == "ours" else y_real
         query, key = split_heads(self.query(other), self.heads), split_heads(self.key(own), self.heads)
-        scores = query @ key.transpose(-1, -2) / math.sqrt(key.shape[-1])
+        scores = query @ key.transpose(-1, -2) * (self.sharp / math.sqrt(key.shape[-1]))
         value = split_heads(self.value(own), self.heads)
         weights = self._weights(scores, own_real)
         if self.mode == "classical":
@@ -103,7 +113,7 @@ class CrossModalAttention(nn.Module):
         self, x: Float[Tensor, "B X E"], y: Float[Tensor, "B Y E"]
     ) -> tuple[Float[Tensor, "B X E"], Float[Tensor, "B Y E"]]:
         """Queries of x and keys of y of the classical mechanism, heads side by side: what the map is made of."""
-        return self.query(self.norm_x(x)), self.key(self.norm_y(y))
+        return self.sharp * self.query(self.norm_x(x)), self.key(self.norm_y(y))
 
     def _weights(self, scores: Tensor, key_real: Tensor | None) -> Tensor:
         if self.gate == "sigmoid":

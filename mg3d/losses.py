@@ -253,18 +253,21 @@ def witness(
     heads: int,
     tau_text: float,
 ) -> Float[Tensor, ""]:
-    """A sentence should find more of what it speaks of in its own patient's volume than in the others'.
+    """A sentence should find more of what it speaks of in its own patient's volume than in the others', and a volume
+    should show more of what its own report says than of the other reports' sentences.
 
     What sentence s finds in volume j is z[s, j] = log mean_n exp(q_s . k_n / sqrt(e)), of the queries and keys of
     Eq. 11: the logarithm of the number that its softmax divides by, so that a token's share in it is the map itself.
     `local` can be had by looking at one place a kind of sentence, whatever is there; here the question is the same for
-    all volumes, and only what they show can answer it. Volumes whose reports say much the same are no negatives: the
-    target of a sentence is softmax_j(max_t cosine(s, t) / tau_text) over the sentences t of volume j's report, frozen
-    `textual` features; the loss is the divergence from it. A mean over the sentences of a report, then over reports.
+    all volumes, and only what they show can answer it. Nor is one map for all sentences enough, which volumes would
+    answer alike. What means the same is no negative: with t[s, j] the largest cosine of s with the sentences of volume
+    j's report, frozen `textual` features, over tau_text, targets are the softmax of t over volumes, and over sentences;
+    the loss is the divergence from them. A mean over the sentences of a report, over reports, and over both directions.
     """
     asks, keys = (x.unflatten(-1, (heads, -1)) for x in (query[real], key))
     scores = torch.einsum("she,jnhe->hsjn", asks / math.sqrt(asks.shape[-1]), keys)
     found = (scores.logsumexp(-1) - math.log(key.shape[1])).mean(0)
     meaning = F.normalize(textual, dim=-1)
-    told = torch.einsum("sf,jtf->sjt", meaning[real], meaning).masked_fill(~real, -2).amax(-1)
-    return _divergence(found, (told / tau_text).log_softmax(-1), real)
+    told = torch.einsum("sf,jtf->sjt", meaning[real], meaning).masked_fill(~real, -2).amax(-1) / tau_text
+    shown = F.kl_div(found.log_softmax(0), told.log_softmax(0), reduction="none", log_target=True).sum(0).mean()
+    return (_divergence(found, told.log_softmax(-1), real) + shown) / 2

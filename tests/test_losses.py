@@ -298,26 +298,38 @@ def test_local_has_no_negatives_among_equals():
     assert losses.local(apart, apart, textual, real([2, 2], 2), tau=0.1, tau_text=0.1) > 0.3
 
 
+def witness_scores(query, key, textual, counts, *, heads, tau_text) -> tuple[list, list]:
+    """What each sentence finds in each volume, and how much it is told there: sentence by sentence, head by head."""
+    width, patients = query.shape[-1] // heads, range(len(counts))
+    found, told = [], []
+    for b, s in [(patient, sentence) for patient in patients for sentence in range(counts[patient])]:
+        row = []
+        for j in patients:
+            by_head = []
+            for h in range(heads):
+                part = slice(h * width, (h + 1) * width)
+                dots = [(query[b, s, part] @ k[part]).item() / width**0.5 for k in key[j]]
+                by_head.append(math.log(sum(math.exp(d) for d in dots) / len(dots)))
+            row.append(sum(by_head) / heads)
+        found.append(row)
+        told.append([max(cosine(textual[b, s], textual[j, t]) for t in range(counts[j])) / tau_text for j in patients])
+    return found, told
+
+
+def kl(wanted: list[float], given: list[float]) -> float:
+    """Divergence of softmax(given) from softmax(wanted)."""
+    p, q = ([math.exp(x) / sum(map(math.exp, xs)) for x in xs] for xs in (wanted, given))
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+
+
 def witness_twin(query, key, textual, counts, *, heads, tau_text) -> float:
-    """Sentence by sentence, volume by volume, head by head, token by token."""
-    total, width = 0.0, query.shape[-1] // heads
-    patients = range(len(counts))
-    for b, count in enumerate(counts):
-        for s in range(count):
-            found, told = [], []
-            for j in patients:
-                by_head = []
-                for h in range(heads):
-                    part = slice(h * width, (h + 1) * width)
-                    dots = [(query[b, s, part] @ k[part]).item() / width**0.5 for k in key[j]]
-                    by_head.append(math.log(sum(math.exp(d) for d in dots) / len(dots)))
-                found.append(math.exp(sum(by_head) / heads))
-                told.append(math.exp(max(cosine(textual[b, s], textual[j, t]) for t in range(counts[j])) / tau_text))
-            kl = sum(
-                m / sum(told) * math.log((m / sum(told)) / (x / sum(found))) for m, x in zip(told, found, strict=True)
-            )
-            total += kl / count / len(counts)
-    return total
+    """Half the mean over a report's sentences, then over reports, and half the mean over volumes."""
+    found, told = witness_scores(query, key, textual, counts, heads=heads, tau_text=tau_text)
+    each = [kl(t, f) for t, f in zip(told, found, strict=True)]
+    share = [1 / n / len(counts) for n in counts for _ in range(n)]
+    asked = sum(w * x for w, x in zip(share, each, strict=True))
+    columns = zip(zip(*told, strict=True), zip(*found, strict=True), strict=True)
+    return (asked + sum(kl(list(t), list(f)) for t, f in columns) / len(counts)) / 2
 
 
 @pytest.mark.parametrize("heads", [1, 2])
@@ -348,6 +360,17 @@ def test_witness_is_not_satisfied_by_place_alone():
     seen[0, 3, 0] = seen[1, 1, 1] = 10  # a sign of its own in each volume
     query = 10 * torch.eye(4, dtype=DOUBLE)[:2, None]
     assert losses.witness(query, seen, textual, real([1, 1], 1), heads=1, tau_text=0.05).item() < 1e-3
+
+
+def test_witness_asked_of_volumes_is_not_satisfied_by_one_map_for_all():
+    """A volume that shows more of everything answers each sentence alike: it cannot tell which ones are its own."""
+    textual = torch.eye(4, dtype=DOUBLE).view(2, 2, 4)
+    key = torch.stack([torch.full((5, 4), 3.0), torch.full((5, 4), -3.0)]).to(DOUBLE)
+    same = torch.ones(2, 2, 4, dtype=DOUBLE)
+    options = {"heads": 1, "tau_text": 0.05}
+    assert losses.witness(same, key, textual, real([2, 2], 2), **options).item() > math.log(2) / 2
+    own = torch.eye(4, dtype=DOUBLE).view(2, 2, 4)
+    assert losses.witness(20 * own, 20 * own, textual, real([2, 2], 2), **options).item() < 1e-3
 
 
 def test_witness_has_no_negatives_among_equals():

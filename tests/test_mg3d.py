@@ -247,6 +247,20 @@ def test_finer_tokens_know_the_coarser_cells_they_lie_in():
     assert changed.sum() == 64
 
 
+def test_training_volumes_move_where_the_variant_says_so():
+    """By the seed of the sample, in training alone."""
+    model, still = build(jitter=True), build()
+    seen = [model(batch())["mim"].item(), model(batch())["mim"].item()]
+    assert seen[0] == seen[1] != still(batch())["mim"].item()
+    assert model.eval()(batch())["mim"].item() == still.eval()(batch())["mim"].item()
+
+
+def test_sharp_scores_make_maps_that_choose():
+    maps = [build(sharp=sharp).maps(batch())[0][:, -1] for sharp in (1.0, 20.0)]
+    logs = [m[0, 0, 0].log() for m in maps]
+    assert torch.allclose((logs[1] - logs[1].mean()) / 20, logs[0] - logs[0].mean(), atol=1e-5)
+
+
 def test_the_text_encoder_is_no_part_of_the_model():
     model = build()
     assert "text" not in {name.split(".")[0] for name in model.state_dict()}

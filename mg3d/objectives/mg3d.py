@@ -25,7 +25,7 @@ from mg3d.encoders import Encoder, voxels
 from mg3d.objectives import Objective, TextEncoder
 from mg3d.objectives.readings import OURS, TERMS, VARIANTS, MG3DConfig
 from mg3d.types import Batch, Losses, Report
-from mg3d.views import block_mask, mask_words
+from mg3d.views import block_mask, jittered, mask_words
 
 __all__ = ["MG3D", "OURS", "TERMS", "VARIANTS", "MG3DConfig"]
 
@@ -89,7 +89,7 @@ class MG3D(Objective):
         self.needs_specific = bool(c.ssm or c.dfa or c.local or c.witness)
         if self.needs_specific:  # Eq. 11, no residual: else a sentence could pass as its visual feature
             if c.query == "sentence":
-                self.specific = CrossModalAttention(width, mode="classical", heads=c.heads)
+                self.specific = CrossModalAttention(width, mode="classical", heads=c.heads, sharp=c.sharp)
             else:
                 self.specific = Fusion(width, layers=c.layers, gate=c.gate, heads=c.heads, plain=True)
         if c.dfa:
@@ -115,6 +115,8 @@ class MG3D(Objective):
     def forward(self, batch: Batch) -> Losses:
         """The terms with a weight, weighted, in the order of Eq. 15, then ours; ValueError without reports."""
         c, told = self.config, self._told(batch)
+        if c.jitter and self.training:
+            batch = jittered(batch)
         terms: Losses = {}
         if c.mim and not self.only_gathers:
             terms["mim"] = self._volume_term(batch, told)

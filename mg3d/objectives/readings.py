@@ -31,11 +31,12 @@ class MG3DConfig:
 
     # Ours, off in the paper's reading. "clip": F_I with F_T, the pair that zero-shot scores and retrieval use and no
     # term of the paper compares. "local": H_S with its own sentence among all of the batch. "witness": what a sentence
-    # finds in its own volume with what it finds in the others of the batch
+    # finds in its own volume, with what it finds in the others of the batch, and with what others find in this one
     clip: float = 0.0
     local: float = 0.0
     witness: float = 0.0
     tau_text: float = 0.05  # equal sentences are no negatives: targets are a softmax of text cosines / this
+    jitter: bool = False  # training volumes in seeded other poses and lights, so that none is learnt by heart
 
     # Eq. 1, 3: what asks the volume, who asks whom, how the map is scaled
     guidance: Literal["sentence", "word"] = "sentence"
@@ -70,6 +71,7 @@ class MG3DConfig:
     # vector. The pooled "volume" asks the sentences in the released code
     query: Literal["sentence", "volume"] = "sentence"
     keys: Literal["tokens", "pooled"] = "tokens"
+    sharp: float = 1.0  # factor of the scores under Eq. 11's softmax: at 1 its maps start, and long stay, almost even
 
     # Eq. 12, 13
     ssm_thresholds: bool = False  # text cosines from 0.9 up, and those to 0.6 as 0; the middle is free (released)
@@ -90,7 +92,7 @@ class MG3DConfig:
         if self.level > -1:
             raise ValueError(f"level={self.level} counts from the coarsest map: take -1, -2, ...")
         check_shares(self, "mask_ratio", "word_ratio")
-        for name in ("layers", "heads", "self_heads", "mask_cube", "tau", "tau_text"):
+        for name in ("layers", "heads", "self_heads", "mask_cube", "tau", "tau_text", "sharp"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: take a number above 0")
 
@@ -141,6 +143,11 @@ VARIANTS = {
     "fine": replace(PAPER, level=-3),
     "clip": replace(PAPER, clip=0.1),
     "local": replace(PAPER, local=0.1),
-    "aligned": replace(PAPER, level=-4, mim=0.0, mlm=0.0, sfr=0.0, cml=0.0, clip=1.0, local=0.1, witness=1.0),
-    "plus": replace(PAPER, level=-3, clip=0.1, local=0.1),
+    # What teaches most on the phantom: docs/devlog.md says what was tried
+    "plus": replace(
+        replace(PAPER, mim=0.0, mlm=0.0, sfr=0.0, cml=0.0, clip=1.0, local=0.1, witness=1.0),
+        level=-4,
+        sharp=6.0,
+        jitter=True,
+    ),
 }
