@@ -150,7 +150,7 @@ def slurm(
     for number, outcome in enumerate(found.values(), start=1):
         say(f"[{number}/{len(plans)}] {outcome.plan.id}: {outcome}")
     if queued:
-        say(f"{len(queued)} jobs are with Slurm: {', '.join(sorted({j.split('_')[0] for j in queued.values()}))}")
+        say(f"with Slurm, {len(queued)} of them: {', '.join(sorted({j.split('_')[0] for j in queued.values()}))}")
     by_id = {p.id: p for p in plans}
     while queued:
         time.sleep(poll)

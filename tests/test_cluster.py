@@ -128,7 +128,7 @@ def test_jobs_as_arrays_of_slurm(home, slurm):
         pass
 
     def stop(line: str) -> None:
-        if "are with Slurm" in line:
+        if "with Slurm" in line:
             raise Enough
 
     with pytest.raises(Enough):
@@ -147,12 +147,36 @@ def test_jobs_as_arrays_of_slurm(home, slurm):
     assert [o.status for o in cluster.slurm(plans[:3], say=said.append, **how)] == ["was done"] * 3
 
 
+def test_a_job_that_slurm_takes_away_comes_back_and_goes_on(home, slurm):
+    """What a queued job waits for (two minutes, so that a node can be cleaned up) is cut short."""
+    from submitit import SlurmJob
+
+    plan = recipe(0)
+
+    def interrupt(line: str) -> None:
+        if "with Slurm" in line:
+            until(lambda: run_of(plan).step >= 3)
+            number = cluster._sent(plan)
+            SlurmJob(paths.runs() / DESK / "%j", number)._interrupt(timeout=True)
+            look = ["squeue", "--noheader", "--format", "%T"]
+            until(lambda: subprocess.run(look, capture_output=True, text=True, check=True).stdout == "PENDING\n")
+            subprocess.run(["scontrol", "update", f"JobId={number}", "StartTime=now"], check=True)
+
+    how = {"asked": Asked(gpus=0, cpus=1), "poll": 0.3, "say": interrupt}
+    (found,) = cluster.slurm([plan], partial(execute, seconds=0.5), **how)
+    assert found.status == "done"
+    steps = [int(line.split()[1]) for line in journal(home)]
+    assert sorted(set(steps)) == list(range(1, STEPS + 1))
+    assert 0 <= len(steps) - STEPS <= 3
+    assert list(run_of(plan).metrics["step"]) == list(range(1, STEPS + 1))
+
+
 def test_a_job_that_slurm_lost_is_named_and_sent_again(home, slurm, monkeypatch):
     monkeypatch.setattr(cluster, "LAG", 0.5)
     plan, how = recipe(0), {"asked": Asked(gpus=0, cpus=1), "poll": 0.2}
 
     def cancel(line: str) -> None:
-        if "are with Slurm" in line:
+        if "with Slurm" in line:
             until(lambda: run_of(plan).step >= 3)
             subprocess.run(["scancel", "--signal=KILL", cluster._sent(plan)], check=True)
 
