@@ -128,8 +128,10 @@ def setting(recipe: Recipe, *, steps: int = 0) -> dict[str, Any]:
 
     Three seeds, at scale demo one, and `steps` there where the recipe says 0. On the phantom every row answers one
     question, which its reports tell and which costs little: the 18 findings, by a linear probe. At the other scales
-    each study has its own cohort.
+    each study has its own cohort. Raises ValueError for one of the nested sizes of the phantom, which are rows.
     """
+    if recipe.size.corpus == "phantom":
+        one_of("scale of a table", recipe.scale, tuple(SMALLER))
     toy, given = recipe.scale in SMALLER, {"steps": steps} if recipe.scale == "demo" else {}
     named = ("method", "encoder", "variant", "scale", "seed")
     given |= {
