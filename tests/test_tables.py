@@ -188,7 +188,7 @@ def test_a_recipe_of_a_notebook_is_a_setting():
     assert setting(Recipe(steps=7), steps=2)["pretraining"] == {"steps": 7}
     real = setting(Recipe(scale="47k", gpus=4, seed=5), steps=2)
     assert real == {"scale": REAL, "seeds": (5, 6, 7), "pretraining": {"gpus": 4}, "finetuning": {}}
-    with pytest.raises(ValueError, match="unknown scale of a table 'phantom-100'.*valid: demo, phantom"):
+    with pytest.raises(ValueError, match=r"unknown scale of a table 'phantom-100'.*valid: demo, phantom"):
         setting(Recipe(scale="phantom-100"))
 
 
