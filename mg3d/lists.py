@@ -39,6 +39,11 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def listed(given: argparse.Namespace) -> list[Plan] | None:
     """The list of jobs that a command line asks for; None when it asks for none. Raises ValueError."""
+    asked = given.table or given.recipes or given.transfers or given.jobs_file
+    if not asked and (given.dry_run or given.cluster):
+        raise ValueError("--dry-run and --cluster are for lists of jobs, e.g. --table III")
+    if asked and (given.p or given.out or given.again):
+        raise ValueError("-p, --out and --again are for notebooks; what jobs are given are words, name=value")
     if given.table:
         return of_table(given.table, given.words)
     if given.recipes or given.transfers:

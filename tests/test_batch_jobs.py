@@ -91,19 +91,21 @@ def test_a_list_that_cannot_be_read_stops_before_anything_runs(home, words, mess
 
 
 def test_killed_at_any_moment_and_started_again_nothing_is_lost_or_repeated(home, tmp_path):
-    """kill -9 while kernels start, within runs and between them, each time a random while after a step."""
+    """kill -9, and once Ctrl-C: while kernels start, within runs and between them, a random while after a step."""
     first, second = recipe(0), recipe(1)
     plans = [first, Transfer(init=f"run:{first.id}", steps=STEPS, checkpoint=EVERY), second]
     command = [sys.executable, "-m", "mg3d.batch", "--jobs-file", str(file_of(tmp_path, *plans)), "--jobs", "2"]
     command += ["--notebooks", str(notebooks(tmp_path / "notebooks", seconds=0.1))]
     kills, draw = 0, random.Random(8)
     for moment in (0, 1, STEPS - 2, STEPS + 5, 2 * STEPS + 1):  # steps in the journal
+        how = signal.SIGINT if moment == 1 else signal.SIGKILL
         with subprocess.Popen(command, env=os.environ | {"PYTHONWARNINGS": "ignore"}) as process:
             while process.poll() is None and len(journal(home)) < moment + kills:
                 time.sleep(0.02)
             time.sleep(draw.uniform(0, 0.3))
             kills += process.poll() is None
-            process.send_signal(signal.SIGKILL)
+            process.send_signal(how)
+        assert process.returncode in (0, 130 if how == signal.SIGINT else -9)
     assert kills >= 4
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -285,8 +285,14 @@ def test_a_wrong_word_of_a_table_is_named(table, word, message):
 def test_the_command_line_names_one_source():
     parser = argparse.ArgumentParser()
     parser.add_argument("words", nargs="*")
+    parser.add_argument("-p", nargs=2)
+    parser.set_defaults(out=None, again=False)
     lists.options(parser)
     assert lists.listed(parser.parse_args(["some.ipynb"])) is None
     assert lists.listed(parser.parse_args(["--transfers", "seed=0,1"])) == [Transfer(seed=0), Transfer(seed=1)]
     with pytest.raises(SystemExit):
         parser.parse_args(["--recipes", "--table", "III"])
+    with pytest.raises(ValueError, match="--dry-run and --cluster are for lists of jobs"):
+        lists.listed(parser.parse_args(["some.ipynb", "--dry-run"]))
+    with pytest.raises(ValueError, match="-p, --out and --again are for notebooks"):
+        lists.listed(parser.parse_args(["--recipes", "-p", "seed", "1"]))
