@@ -1,6 +1,7 @@
 # make demo | make test | make lab | make lint | make bench     each builds .venv from constraints.txt when it is missing
 PYTHON ?= python3
-NOTEBOOKS = $(addprefix notebooks/,00_tour.ipynb 01_data.ipynb 02_pretrain.ipynb 05_downstream.ipynb 07_attention_maps.ipynb)
+NOTEBOOKS = $(addprefix notebooks/,00_tour.ipynb 01_data.ipynb 02_pretrain.ipynb 05_downstream.ipynb 07_attention_maps.ipynb \
+  08_segmentation_errors.ipynb)
 BIN = .venv/bin
 # data, cache and runs of the demo and of the notebooks stay inside the clone unless MG3D_HOME says otherwise
 export MG3D_HOME ?= $(CURDIR)/home
