@@ -261,13 +261,11 @@ def _carry_out(plans: list[Plan], given: argparse.Namespace) -> int:
         from mg3d import cluster
 
         asked = cluster.Asked(given.hours, given.gpus, given.cpus, lists.fields(given.slurm))
-        if given.cluster == "slurm":
-            outcomes = cluster.slurm(plans, execute, asked=asked, jobs=given.jobs)
-        else:
-            outcomes = work(plans, cluster.Local(execute, asked=asked), jobs=given.jobs)
+    if given.cluster == "slurm":
+        outcomes = cluster.slurm(plans, execute, asked=asked, jobs=given.jobs)
     else:
         with threads(given.jobs):
-            outcomes = work(plans, execute, jobs=given.jobs)
+            outcomes = work(plans, cluster.Local(execute, asked=asked) if given.cluster else execute, jobs=given.jobs)
     print("\n" + costs.report(outcomes))
     return int(any(o.status not in ("done", "was done") for o in outcomes))
 
@@ -287,8 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on where this one was", file=sys.stderr)
-        sys.stderr.flush()
+        print("\nstopped; the same command goes on where this one was", flush=True)
         os._exit(130)  # threads that wait for kernels would hold the process; the kernels see its end and end too
     print("\n" + report(results, given.out))
     return int(any(r.status == "failed" for r in results))

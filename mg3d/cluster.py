@@ -154,7 +154,11 @@ def slurm(
     by_id = {p.id: p for p in plans}
     while queued:
         time.sleep(poll)
-        alive = _alive()
+        try:
+            alive = _alive()
+        except RuntimeError as error:  # a busy controller does not always answer
+            say(str(error))
+            continue
         for name in [i for i, job in queued.items() if job not in alive]:
             found[name] = _outcome(by_id[name], queued.pop(name))
             say(f"[{len(found)}/{len(plans)}] {name}: {found[name]}")
@@ -207,7 +211,7 @@ def _alive() -> set[str]:
     except FileNotFoundError:
         raise FileNotFoundError("squeue is not there: start this on a machine that can submit to Slurm") from None
     if done.returncode:
-        raise RuntimeError(f"{shlex.join(command)}: {done.stderr.strip()}; what was sent goes on, call again later")
+        raise RuntimeError(f"{shlex.join(command)}: {done.stderr.strip()}; what was sent goes on")
     return set(done.stdout.split())
 
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from functools import partial
@@ -10,11 +11,12 @@ from pathlib import Path
 
 import one_node
 import pytest
-from toy_jobs import BAD_SEED, STEPS, execute, journal, recipe
+from toy_jobs import BAD_SEED, STEPS, execute, journal, notebooks, recipe
 
 from mg3d import cluster, paths
 from mg3d.cluster import Asked, Local, Remote
 from mg3d.jobs import DESK, Busy, claim, finished, run_of, work
+from mg3d.recipe import Recipe
 from mg3d.transfer import Transfer
 
 pytest.importorskip("submitit")
@@ -145,6 +147,35 @@ def test_jobs_as_arrays_of_slurm(home, slurm):
     assert len(lines) == len(set(lines)) == 3 * STEPS
     assert all(finished(p) for p in (good, recipe(1), after(good)))
     assert [o.status for o in cluster.slurm(plans[:3], say=said.append, **how)] == ["was done"] * 3
+
+
+@pytest.mark.parametrize("where", ["local", "slurm"])
+def test_notebooks_from_the_command_line(home, where, tmp_path, request, monkeypatch):
+    if where == "slurm":
+        request.getfixturevalue("slurm")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    words = ["--recipes", f"steps={STEPS}", "seed=0,1", "--notebooks", str(notebooks(tmp_path / "notebooks"))]
+    words += ["--cluster", where, "--jobs", "2", "--gpus", "0", "--cpus", "1", "--slurm", "comment=two recipes"]
+    command = [sys.executable, "-m", "mg3d.batch", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 jobs: 2 done" in done.stdout
+    assert all(run_of(Recipe(steps=STEPS, seed=seed)).done for seed in (0, 1))
+    assert len(journal(home)) == len(set(journal(home))) == 2 * STEPS
+
+
+def test_a_controller_that_does_not_answer_is_asked_again(home, slurm, monkeypatch):
+    answers, said, ask = iter([None, RuntimeError("squeue: timed out")]), [], cluster._alive
+
+    def shaky():
+        if error := next(answers, None):
+            raise error
+        return ask()
+
+    monkeypatch.setattr(cluster, "_alive", shaky)
+    (found,) = cluster.slurm([recipe(0)], execute, asked=Asked(gpus=0, cpus=1), poll=0.3, say=said.append)
+    assert found.status == "done"
+    assert "squeue: timed out" in said
 
 
 def test_a_job_that_slurm_takes_away_comes_back_and_goes_on(home, slurm):
