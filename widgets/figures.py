@@ -88,10 +88,10 @@ def losses(metrics: pd.DataFrame) -> Picture:
     """
     if metrics.empty or "step" not in metrics:
         raise ValueError("metrics: no step is logged yet; run pretrain first")
-    named = [c for c in metrics.columns if c not in (*_OTHER, _TOTAL) and not c.startswith("valid_")]
-    extra = [c for c in (_TOTAL, "lr", "rank") if c in metrics]
-    figure, axes = _grid(len(named) + len(extra), width=3.0, height=2.05)
-    for axis, name in zip(axes, named + extra, strict=True):
+    drawn = series(metrics)
+    named = [name for name in drawn if name not in (_TOTAL, *_OTHER)]
+    figure, axes = _grid(len(drawn), width=3.0, height=2.05)
+    for axis, name in zip(axes, drawn, strict=True):
         colour = PALETTE[0] if name in named else INK
         _curve(axis, metrics["step"].to_numpy(), metrics[name].to_numpy(float), colour, smooth=name != "lr")
         if f"valid_{name}" in metrics:
@@ -110,6 +110,12 @@ def losses(metrics: pd.DataFrame) -> Picture:
 
 
 _TITLES = {_TOTAL: "sum of all", "lr": "learning rate", "rank": "effective rank"}
+
+
+def series(metrics: pd.DataFrame) -> list[str]:
+    """What of a run is drawn: its losses, then their sum, the learning rate and the rank, where there are."""
+    named = [c for c in metrics.columns if c not in (*_OTHER, _TOTAL) and not c.startswith("valid_")]
+    return named + [c for c in (_TOTAL, "lr", "rank") if c in metrics]
 
 
 @mpl.rc_context(STYLE)
