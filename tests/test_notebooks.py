@@ -235,11 +235,16 @@ def test_the_notebooks_run_one_after_the_other(tmp_path, monkeypatch, capsys):
         "00_tour": 2,
         "01_data": 3,
         "02_pretrain": 2,
+        "03_ablations": 1,
+        "04_scaling_law": 2,
         "05_downstream": 2,
+        "06_tables": 2,
         "07_attention_maps": 1,
         "08_segmentation_errors": 1,
     }
-    assert len(list((tmp_path / "home" / "runs").iterdir())) == 3  # one pre-training, two fine-tunings
+    # one pre-training that all share, two fine-tunings; three ablations, four smaller sizes, and ten heads of theirs
+    runs = sorted((tmp_path / "home" / "runs").iterdir())
+    assert len(runs) == 20
     capsys.readouterr()
 
     # the same by papermill, in a kernel, on what is there: one notebook is enough to see that it is the same
@@ -248,7 +253,7 @@ def test_the_notebooks_run_one_after_the_other(tmp_path, monkeypatch, capsys):
     assert result.status == "done", result.error
     executed, page = read(out / "02_pretrain.ipynb"), (out / "02_pretrain.html").read_text()
     assert sum("image/png" in o.get("data", {}) for c in code(executed) for o in c.outputs) == 2
-    assert len(list((tmp_path / "home" / "runs").iterdir())) == 3
+    assert sorted((tmp_path / "home" / "runs").iterdir()) == runs
     assert "widgets" not in executed.metadata
     assert page.count('src="data:image/png;base64') == 2
     assert offline(page)
