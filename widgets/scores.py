@@ -118,7 +118,7 @@ def scaling(
     curve   `size`, `value`, perhaps `low` and `high` (the band) and `series`; computed elsewhere
     note    what is said of the fit, e.g. its formula with intervals
 
-    Both axes are logarithmic in size alone. Raises ValueError for a table without points.
+    Sizes are on a logarithmic axis. Raises ValueError for a table without points.
     """
     if points.empty:
         raise ValueError("points: there is no score yet, so there is nothing to draw")
@@ -130,9 +130,9 @@ def scaling(
         some = _of(points, name)
         if curve is not None:
             _curve_with_band(axis, _of(curve, name), colour, known=some["size"].max())
-        reach = None
-        if "low" in some:
-            reach = np.nan_to_num(np.clip([some["value"] - some["low"], some["high"] - some["value"]], 0, None))
+        reach = (
+            [some["value"] - some["low"], some["high"] - some["value"]] if "low" in some else [some["value"] * 0] * 2
+        )
         style: dict[str, Any] = {
             "fmt": _MARKS[number % len(_MARKS)],
             "color": colour,
@@ -140,7 +140,9 @@ def scaling(
             "capsize": 3,
             "zorder": 3,
         }
-        axis.errorbar(some["size"], some["value"], yerr=reach, label=str(name), **style)
+        axis.errorbar(
+            some["size"], some["value"], yerr=np.nan_to_num(np.clip(reach, 0, None)), label=str(name), **style
+        )
     axis.set_xscale("log")
     sizes = np.unique([*points["size"].to_numpy(), *([] if curve is None else [curve["size"].to_numpy().max()])])
     axis.set_xticks(sizes, [f"{size:,.0f}" for size in sizes], rotation=20 if len(sizes) > 5 else 0)
@@ -151,8 +153,8 @@ def scaling(
         axis.text(0.02, 0.97, note, transform=axis.transAxes, va="top", size=9, color=INK)
     if names != [""]:
         figure.legend(loc="outside upper right", ncols=len(names))
-    said = ", ".join(f"{size:,.0f}: {value:.3g}" for size, value in zip(points["size"], points["value"], strict=True))
-    figure.alt = f"{title or y or 'Scores'} by {x}: {said}. {note}"
+    said = (f"{size:,.0f}: {value:.3g}" for size, value in zip(points["size"], points["value"], strict=True))
+    figure.alt = f"{title or y or 'Scores'} by {x}: {', '.join(said)}. {note}"
     return figure
 
 
