@@ -130,19 +130,7 @@ def scaling(
         some = _of(points, name)
         if curve is not None:
             _curve_with_band(axis, _of(curve, name), colour, known=some["size"].max())
-        reach = (
-            [some["value"] - some["low"], some["high"] - some["value"]] if "low" in some else [some["value"] * 0] * 2
-        )
-        style: dict[str, Any] = {
-            "fmt": _MARKS[number % len(_MARKS)],
-            "color": colour,
-            "ms": 6,
-            "capsize": 3,
-            "zorder": 3,
-        }
-        axis.errorbar(
-            some["size"], some["value"], yerr=np.nan_to_num(np.clip(reach, 0, None)), label=str(name), **style
-        )
+        _dots(axis, some, number, str(name))
     axis.set_xscale("log")
     sizes = np.unique([*points["size"].to_numpy(), *([] if curve is None else [curve["size"].to_numpy().max()])])
     axis.set_xticks(sizes, [f"{size:,.0f}" for size in sizes], rotation=20 if len(sizes) > 5 else 0)
@@ -185,6 +173,15 @@ def _of(table: pd.DataFrame, name: str) -> dict[str, np.ndarray]:
     order = np.argsort(table["size"].to_numpy()[rows], kind="stable")
     numbers = [column for column in ("size", "value", "low", "high") if column in table]
     return {column: table[column].to_numpy(float)[rows][order] for column in numbers}
+
+
+def _dots(axis: Axes, some: dict[str, np.ndarray], number: int, name: str) -> None:
+    """The points of a series with their intervals, where they have any."""
+    reach = None
+    if "low" in some:
+        reach = np.nan_to_num(np.clip([some["value"] - some["low"], some["high"] - some["value"]], 0, None))
+    style: dict[str, Any] = {"fmt": _MARKS[number % len(_MARKS)], "color": PALETTE[number % len(PALETTE)]}
+    axis.errorbar(some["size"], some["value"], yerr=reach, label=name, ms=6, capsize=3, zorder=3, **style)
 
 
 def _curve_with_band(axis: Axes, line: dict[str, np.ndarray], colour: str, *, known: float) -> None:
