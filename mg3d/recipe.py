@@ -39,7 +39,7 @@ _PAPER = (128, 96, 128)
 SCALES = {
     # name             corpus     volumes valid    steps batch  shape        shrink
     "demo": Scale("phantom", 48, 16, 40, 8, (64, 48, 64), shrink=4, lr=5e-4, lr_fusion=1e-3, test=16),
-    "phantom": Scale("phantom", 1600, 200, 3_000, 16, (64, 48, 64), shrink=4, lr=5e-4, lr_fusion=1e-3, test=400),
+    "phantom": Scale("phantom", 1600, 200, 1_000, 16, (48, 36, 48), shrink=4, lr=5e-4, lr_fusion=1e-3, test=400),
     "ctrg": Scale("ctrg", 1443, 0, 300_000, 16, _PAPER),  # Tables I-IV and VI
     "1.4k": Scale("ctrate", 1443, 256, 100_000, 16, _PAPER),  # Table V: subsets of CT-RATE
     "2.8k": Scale("ctrate", 2886, 256, 100_000, 16, _PAPER),
