@@ -6,7 +6,7 @@ read from the folders of the runs; what is not says what to run.
 
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ class Column:
     metric: str
     reads: bool = False  # whether it compares the volume with a whole report
     apart: str = ""  # why our number never stands beside the printed one
+    given: Fields = field(default_factory=dict)  # further fields of the Transfer
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ ANOTHER = "another question than the paper's"
 INSTEAD = "; in the paper "  # between the title of a study and that of the column that it stands in for
 OFFICIAL = "official weights, which are not read here"
 NO_TEXT = "this method has no feature of a whole report"
+NO_COHORT = "a question about the phantom: no cohort of its own"
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,14 @@ class Table:
         for (name, row), (title, column) in itertools.product(rows.items(), columns.items()):
             printed = PRINTED.get(self.name, {}).get(name, {}).get(title.rpartition(INSTEAD)[2])
             why = OFFICIAL if row.official else NO_TEXT if column.reads and row.method not in ("mg3d", "") else ""
+            if scale == REAL and not STUDIES[column.study].cohort:
+                why = NO_COHORT
             jobs = []
             for seed in () if why else seeds:
                 drawn = seed if scale in SMALLER else seeds[0]
                 recipe = row.recipe(scale=scale, seed=drawn, pretraining=pretraining)
                 start = {"init": f"run:{recipe.id}"} if recipe else {"encoder": row.encoder}
-                given = {"study": column.study, "scale": scale, "seed": seed, **start, **finetuning}
+                given = {"study": column.study, "scale": scale, "seed": seed, **start, **column.given, **finetuning}
                 jobs.append((recipe, Transfer(**given)))
             apart = column.apart or (SYNTHETIC if scale in SMALLER else "")
             found.append(Cell(name, title, column.metric, printed, tuple(jobs), why, apart))

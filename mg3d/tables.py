@@ -1,4 +1,4 @@
-"""The paper's tables as rows and columns, and two of our own.
+"""The paper's tables as rows and columns, and three of our own.
 
 | table | rows | columns |
 |---|---|---|
@@ -10,6 +10,7 @@
 | VI | two sizes of the data, two of the encoder | all |
 | VII, VIII | foundation models | images; language |
 | readings | our reading of the paper, and each point where the released code computes something else | lung tumour |
+| learning | from scratch, our reading of the paper, our own weights | findings by probe, tuned, by prompts; retrieval |
 | scaling | nested sizes of the data, Swin-B and Swin-L | findings by prompts |
 
     TABLES["III"].jobs(scale="phantom", seeds=(0, 1, 2))
@@ -120,6 +121,21 @@ _NESTED = {  # the fourth size of the phantom has no match among the paper's
         ("whole", "47k", None),
     )
 }
+_LEARNT = {"from scratch": _SCRATCH, "paper": Row(), "plus": Row(variant="plus")}
+_FINDINGS = {
+    title: Column("findings", "auroc", given={"probe": probe, "share": share})
+    for title, probe, share in (
+        ("probe", True, 1.0),
+        ("probe, 10 %", True, 0.1),
+        ("fine-tuned, 10 %", False, 0.1),
+        ("fine-tuned", False, 1.0),
+    )
+}
+_ASKED = {
+    "by prompts, zero-shot": Column("ctrate-zeroshot", "auroc", reads=True),
+    "report to volume, Recall@5": Column("ctrate-retrieval", "report_to_volume/recall@5", reads=True),
+    "report to volume, Recall@50": Column("ctrate-retrieval", "report_to_volume/recall@50", reads=True),
+}
 
 
 Claims = list[tuple[str, str]]
@@ -159,6 +175,7 @@ _TABLES = (
         {"MSD Task 06 Dice": MEASURED["MSD Task 06 Dice"]},
         _best(_READINGS, "paper"),
     ),
+    Table("learning", "What is learnt", _LEARNT, _FINDINGS | _ASKED, _chain(list(_LEARNT))),
     Table(
         "scaling",
         "Nested sizes of the data, two encoders",

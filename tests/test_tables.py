@@ -6,7 +6,7 @@ from finished import done
 
 from mg3d import train
 from mg3d.cells import Row, command
-from mg3d.grid import ANOTHER, NO_TEXT, OFFICIAL, SYNTHETIC, setting, wide
+from mg3d.grid import ANOTHER, NO_COHORT, NO_TEXT, OFFICIAL, SYNTHETIC, setting, wide
 from mg3d.heads import _readings
 from mg3d.paper import COLUMNS, PRINTED
 from mg3d.recipe import SCALES, SMALLER, Recipe
@@ -71,6 +71,19 @@ def test_columns_are_metrics_of_their_studies():
         study = STUDIES[column.study]
         assert column.metric == study.metric or title.startswith("BLEU-")
         assert column.reads == (study.task in ("align", "retrieve"))
+
+
+def test_a_column_says_how_it_is_fine_tuned():
+    cells = {(c.row, c.column): c for c in TABLES["learning"].cells(scale="phantom", seeds=(3,))}
+    ((recipe, transfer),) = cells["plus", "probe, 10 %"].jobs
+    assert recipe is not None
+    assert (recipe.variant, transfer.probe, transfer.share, transfer.seed) == ("plus", True, 0.1, 3)
+    assert transfer.init == f"run:{recipe.id}"
+    tuned = cells["from scratch", "fine-tuned"].jobs[0][1]
+    assert (tuned.init, tuned.probe, tuned.share) == ("scratch", False, 1.0)
+    real = {c.column: c.why for c in TABLES["learning"].cells(scale=REAL)}
+    assert real["probe"] == NO_COHORT
+    assert not real["by prompts, zero-shot"]
 
 
 def test_only_ours_has_a_feature_of_a_whole_report():
