@@ -232,7 +232,7 @@ def test_a_term_without_weight_costs_nothing():
 def test_finer_tokens_know_the_coarser_cells_they_lie_in():
     """A change of the coarsest cells alone reaches every token of the cell, and only those."""
     model, whole = build("fine"), batch()
-    before, (d, h, w) = model._tokens(whole)
+    before, local, (d, h, w) = model._seen(whole)
 
     def bump(_, __, pyramid):
         coarsest = pyramid.levels[-1].clone()
@@ -240,8 +240,9 @@ def test_finer_tokens_know_the_coarser_cells_they_lie_in():
         return Pyramid((*pyramid.levels[:-1], coarsest))
 
     handle = model.encoder.register_forward_hook(bump)
-    after, _ = model._tokens(whole)
+    after, alone, _ = model._seen(whole)
     handle.remove()
+    assert torch.equal(alone, local)
     changed = ((after - before).abs().amax((0, 2)) > 0).unflatten(0, (d, h, w))
     assert changed[:4, :4, :4].all()
     assert changed.sum() == 64
@@ -290,7 +291,7 @@ def test_maps(variant):
 def test_the_last_map_is_that_of_equation_11():
     model, whole = build(), batch()
     maps, _ = model.maps(whole)
-    _, own = model._specific(model._told(whole), model._tokens(whole)[0])
+    _, own = model._specific(model._told(whole), model._seen(whole))
     torch.testing.assert_close(maps[:, -1], own)
 
 
@@ -299,7 +300,7 @@ def test_maps_of_words_are_means_over_sentences():
     whole = batch()
     maps, _ = model.maps(whole)
     told = model._told(whole)
-    _, words = model.volume_fusion(model._tokens(whole)[0], told.clues, y_real=told.real)
+    _, words = model.volume_fusion(model._seen(whole).tokens, told.clues, y_real=told.real)
     second = whole.report.sentence[1] == 1
     torch.testing.assert_close(maps[1, :, :, 1], words[1][:, :, second].mean(2))
 

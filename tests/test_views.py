@@ -169,9 +169,9 @@ def test_light_stays_within_its_bounds():
     volume = torch.full((64, 1, 6, 6, 6), 0.5)
     found = relit(volume, torch.arange(64))
     each = found.mean((1, 2, 3, 4))
-    assert (each - 0.5).abs().max() < 0.05 + 0.01
-    assert each.std() > 0.01
-    assert found.std((1, 2, 3, 4)).max() < 0.025
+    assert (each - 0.5).abs().max() < 0.02 + 0.001
+    assert each.std() > 0.003
+    assert 0.003 < found.std((1, 2, 3, 4)).max() < 0.006
     assert (relit(torch.rand(4, 1, 6, 6, 6), torch.arange(4)) >= 0).all()
 
 

@@ -93,18 +93,23 @@ def build(
     text: TextEncoder | None,
     variant: str = "",
     shape: tuple[int, int, int],
+    steps: int = 0,
     **overrides: Any,
 ) -> Objective:
     """An untrained objective for prepared volumes of `shape`; its weights are drawn from torch's global generator.
 
-    `variant` is a name of the method's variants (the first by default), `overrides` are fields of its config. Raises
-    ValueError for an unknown name, listing the valid ones, and for a method that needs reports without a text encoder.
+    `variant` is a name of the method's variants (the first by default), `overrides` are fields of its config. `steps`
+    is the length of the run, for a method with a schedule (a field `steps`); 0 leaves that as the variant has it.
+    Raises ValueError for an unknown name, listing the valid ones, and for a method that needs reports without a text
+    encoder.
     """
     row = METHODS[known(method, METHODS, "method")]
     config = row.variants[known(variant or next(iter(row.variants)), row.variants, f"variant of {method}")]
     valid = {f.name: f for f in fields(config)}
     for name in overrides:
         known(name, valid, f"field of {type(config).__name__}")
+    if steps and "steps" in valid:
+        overrides["steps"] = steps
     if row.needs_reports and text is None:
         raise ValueError(f"method {method!r} learns from reports: give it a frozen text encoder")
     return row.load(encoder, text, replace(config, **overrides), shape=shape)

@@ -11,7 +11,7 @@ encoder runs once, on the masked words, since features of unmasked text are cons
 
 import math
 from dataclasses import dataclass
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,14 @@ from mg3d.types import Batch, Losses, Report
 from mg3d.views import block_mask, jittered, mask_words
 
 __all__ = ["MG3D", "OURS", "TERMS", "VARIANTS", "MG3DConfig"]
+
+
+class Seen(NamedTuple):
+    """What a volume shows."""
+
+    tokens: Float[Tensor, "B N E"]  # F_I at the width of the fusion: each cell of a level, and those it lies in
+    local: Float[Tensor, "B N E"]  # the cell alone: what can be seen around its place
+    grid: tuple[int, int, int]  # of the N tokens
 
 
 @dataclass(frozen=True)
@@ -122,11 +130,11 @@ class MG3D(Objective):
             terms["mim"] = self._volume_term(batch, told)
         compares = c.cml or c.clip or self.needs_specific
         if c.mlm or c.sfr or compares:
-            volume, _ = self._tokens(batch)
+            seen = self._seen(batch)
             if (c.mlm or c.sfr) and not self.only_gathers:
-                terms |= self._word_terms(batch, told, volume)
+                terms |= self._word_terms(batch, told, seen.tokens)
             if compares:
-                terms |= self._global_terms(told, volume)
+                terms |= self._global_terms(told, seen)
         return {name: getattr(c, name) * terms[name] for name in (*TERMS, *OURS) if name in terms}
 
     @torch.no_grad()
@@ -139,10 +147,10 @@ class MG3D(Objective):
         ValueError if the variant attends to no volume token.
         """
         c, told = self.config, self._told(batch)
-        volume, grid = self._tokens(batch)
+        seen = self._seen(batch)
         layers: list[Tensor] = []
         if self.needs_volume_fusion:
-            _, maps = self.volume_fusion(volume, told.clues, y_real=told.real)
+            _, maps = self.volume_fusion(seen.tokens, told.clues, y_real=told.real)
             if c.mim_attention == "classical":
                 maps = maps.transpose(-1, -2)
             if c.guidance == "word":
@@ -150,12 +158,12 @@ class MG3D(Objective):
                 pooled = sentence_mean(flat, told.report.sentence, told.sentences.shape[1])
                 maps = pooled.unflatten(2, (*maps.shape[1:3], -1)).movedim(1, 3)
             layers.append(maps)
-        if self.needs_specific and c.query == "sentence" and c.keys == "tokens":
-            layers.append(self._specific(told, volume)[1][:, None])
+        if self.needs_specific and c.query == "sentence" and c.keys != "pooled":
+            layers.append(self._specific(told, seen)[1][:, None])
         if not layers:
             raise ValueError("this variant has no attention from text to volume tokens: give mim, cml or ssm a weight")
         maps = torch.cat(layers, 1)
-        return maps.float(), grid
+        return maps.float(), seen.grid
 
     @torch.no_grad()
     def embed(self, batch: Batch) -> tuple[Float[Tensor, "B E"], Float[Tensor, "B E"]]:
@@ -166,19 +174,17 @@ class MG3D(Objective):
         if not (self.config.cml or self.config.clip):
             raise ValueError("this variant has no feature of a whole report: give cml or clip a weight")
         told = self._told(batch)
-        return self._tokens(batch)[0].mean(1).float(), self.pool_text(told.clues, told.real).float()
+        return self._seen(batch).tokens.mean(1).float(), self.pool_text(told.clues, told.real).float()
 
-    def _tokens(
-        self, batch: Batch, mask: Bool[Tensor, "B d h w"] | None = None
-    ) -> tuple[Float[Tensor, "B N E"], tuple[int, int, int]]:
-        """F_I at the width of the fusion, and the grid of the N tokens: each cell of a level, and those it lies in."""
+    def _seen(self, batch: Batch, mask: Bool[Tensor, "B d h w"] | None = None) -> Seen:
+        """The volume's tokens."""
         first, *coarser = self.encoder(batch.volume, mask=mask).levels[self.config.level :]
         d, h, w = first.shape[2:]
-        x = self.from_volume(first.movedim(1, -1))
+        x = local = self.from_volume(first.movedim(1, -1))
         for layer, cells in zip(self.from_coarser, coarser, strict=True):
             above = layer(cells.movedim(1, -1)).movedim(-1, 1)
             x = x + F.interpolate(above, size=(d, h, w), mode="nearest").movedim(1, -1)
-        return x.flatten(1, 3), (d, h, w)
+        return Seen(x.flatten(1, 3), local.flatten(1, 3), (d, h, w))
 
     def _told(self, batch: Batch) -> Told:
         """What the unmasked report says, at the width of the fusion."""
@@ -204,9 +210,9 @@ class MG3D(Objective):
         c = self.config
         d, h, w = batch.volume.shape[2:]
         mask = block_mask(batch.seeds, (d, h, w), cube=c.mask_cube, ratio=c.mask_ratio, shared=c.mask_shared)
-        volume, grid = self._tokens(batch, mask)
-        fused, _ = self.volume_fusion(volume, told.clues, y_real=told.real)
-        return self.voxel_decoder(fused, grid=grid, size=(d, h, w)), voxels(mask, (d, h, w))
+        seen = self._seen(batch, mask)
+        fused, _ = self.volume_fusion(seen.tokens, told.clues, y_real=told.real)
+        return self.voxel_decoder(fused, grid=seen.grid, size=(d, h, w)), voxels(mask, (d, h, w))
 
     def _volume_term(self, batch: Batch, told: Told) -> Float[Tensor, ""]:
         """Eq. 2."""
@@ -231,9 +237,9 @@ class MG3D(Objective):
             terms["sfr"] = losses.sfr(rebuilt, target, report.sentences, total=total)
         return terms
 
-    def _global_terms(self, told: Told, volume: Float[Tensor, "B N E"]) -> Losses:
+    def _global_terms(self, told: Told, seen: Seen) -> Losses:
         """Eq. 7 to 13: what compares patients, over the batch of all processes and parts."""
-        c, real = self.config, told.report.sentences
+        c, real, volume = self.config, told.report.sentences, seen.tokens
         terms: Losses = {}
         f_volume = self.gather(volume.mean(1))
         h_volume = f_volume
@@ -253,7 +259,7 @@ class MG3D(Objective):
         if c.ssm or c.local or c.witness:
             textual, exists = self.gather(self.text.sentence_features(told.report)), self.gather(real)
         if c.ssm or c.local or c.dfa:
-            specific, _ = self._specific(told, volume)
+            specific, _ = self._specific(told, seen)
         if c.ssm or c.local:
             visual = self.gather(specific)
         if c.ssm:
@@ -263,7 +269,7 @@ class MG3D(Objective):
             terms["local"] = self.once(losses.local, visual, own, textual, exists, tau=c.tau, tau_text=c.tau_text)
         if c.witness:
             assert isinstance(self.specific, CrossModalAttention)  # the config takes no other query with it
-            asked = (self.gather(x) for x in self.specific.asked(self._asking(told), volume))
+            asked = (self.gather(x) for x in self.specific.asked(self._asking(told), self._places(seen)))
             terms["witness"] = self.once(losses.witness, *asked, textual, exists, heads=c.heads, tau_text=c.tau_text)
         if c.dfa:
             whole = self.gather(self.pool_specific(specific, real))
@@ -273,12 +279,17 @@ class MG3D(Objective):
         return terms
 
     def _specific(
-        self, told: Told, volume: Float[Tensor, "B N E"]
+        self, told: Told, seen: Seen
     ) -> tuple[Float[Tensor, "B S E"], Float[Tensor, "B *layers queries keys"]]:
         """H_S of Eq. 11, the volume as each sentence sees it, and the map, of one layer if sentences ask."""
+        return self.specific(self._asking(told), self._places(seen), x_real=told.report.sentences)
+
+    def _places(self, seen: Seen) -> Float[Tensor, "B keys E"]:
+        """What the sentences of Eq. 11 look at."""
         c = self.config
-        keys = volume.mean(1, keepdim=True) if c.query == "volume" or c.keys == "pooled" else volume
-        return self.specific(self._asking(told), keys, x_real=told.report.sentences)
+        if c.query == "volume" or c.keys == "pooled":
+            return seen.tokens.mean(1, keepdim=True)
+        return seen.local if c.keys == "local" else seen.tokens
 
     def _asking(self, told: Told) -> Float[Tensor, "B S E"]:
         """The sentences at the width of the fusion."""

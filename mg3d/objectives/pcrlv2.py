@@ -24,9 +24,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from mg3d.contrast import agreement, predictor
 from mg3d.encoders import Encoder
 from mg3d.objectives import Objective, TextEncoder
-from mg3d.pairs import LOCAL_OUT, OUT, Shown, global_pair, local_crops, restyled, sample, scaled, swapped_patches
+from mg3d.pairs import large_and_small
 from mg3d.types import Batch, Losses
 from mg3d.views import branch, pick
 
@@ -73,15 +74,16 @@ class PCRLv2(Objective):
     ):
         super().__init__()
         self.config, self.encoder = config, encoder
-        blocks = encoder.strides[-1].bit_length() - 1
+        self.level = deepest(encoder)
+        blocks = encoder.strides[self.level].bit_length() - 1
         if blocks < LEVELS:
-            raise ValueError(f"strides={encoder.strides}: PCRLv2 needs a coarsest stride of {2**LEVELS} or more")
+            raise ValueError(f"strides={encoder.strides}: PCRLv2 needs a deepest stride of {2**LEVELS} or more")
         widths = [max(4, encoder.widths[-1] >> min(i, 4)) for i in range(blocks + 1)]
         self.ups = nn.ModuleList(_block(a, b) for a, b in pairwise(widths))
         last = widths[-LEVELS:]
         self.maps = nn.ModuleList(nn.Conv3d(w, 1, 1) for w in last)
         self.normed = nn.ModuleList(nn.BatchNorm1d(w) for w in last)
-        self.predict = nn.ModuleList(_predictor(w) for w in last)
+        self.predict = nn.ModuleList(predictor(w) for w in last)
         self.restore = nn.Conv3d(last[-1], 1, 1)
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
 
@@ -90,7 +92,7 @@ class PCRLv2(Objective):
         c, n = self.config, len(batch.volume)
         if self.training and n < 2:
             raise ValueError("PCRLv2 normalises over the batch: give each process and part 2 volumes or more")
-        (first, target), (second, _), local = self.views(batch)
+        (first, target), (second, _), local = large_and_small(batch.volume, batch.seeds, least=c.iou, count=c.locals)
         maps, *one = self.scales(first)
         _, *two = self.scales(second, maps=False)
         _, *small = self.scales(local, maps=False)
@@ -118,25 +120,9 @@ class PCRLv2(Objective):
         """Count."""
         self.step += 1
 
-    def views(self, batch: Batch) -> tuple[Shown, Shown, Float[Tensor, "n 1 i j k"]]:
-        """Both large crops, as the encoder sees them and as they were, and the local ones, the first of all first."""
-        size, seeds = batch.volume.shape[2:], batch.seeds
-        boxes = global_pair(seeds, size, least=self.config.iou)
-        shown = []
-        for view, box in enumerate(boxes):
-            own = branch(seeds, view)
-            target = sample(batch.volume, own, box, out=scaled(OUT, size))
-            shown.append((swapped_patches(restyled(target, own), own), target))
-        local = []
-        for i in range(self.config.locals):
-            own = branch(seeds, 2 + i)
-            crop = sample(batch.volume, own, local_crops(own, size, boxes), out=scaled(LOCAL_OUT, size))
-            local.append(restyled(crop, own))
-        return shown[0], shown[1], torch.cat(local)
-
     def scales(self, x: Float[Tensor, "n 1 d h w"], *, maps: bool = True) -> tuple[list[Tensor], Scales, Scales]:
         """Logits at full size (side maps, then the restored crop), z and p of the last three blocks."""
-        size, y = x.shape[2:], self.encoder(x).levels[-1]
+        size, y = x.shape[2:], self.encoder(x).levels[self.level]
         found: tuple[list[Tensor], Scales, Scales] = ([], [], [])
         for i, up in enumerate(self.ups, LEVELS - len(self.ups)):
             y = up(y)
@@ -152,20 +138,19 @@ class PCRLv2(Objective):
         return found
 
 
+def deepest(encoder: Encoder) -> int:
+    """The level that is decoded: the last, or the one before where the last is but a mean of it (UNet, stride 8)."""
+    widths, strides = encoder.widths, encoder.strides
+    return -2 if len(widths) > 1 and widths[-2] == widths[-1] and 2 * strides[-2] < strides[-1] else -1
+
+
 def _block(width: int, out: int) -> nn.Module:
     """Twice the size, convolution, norm."""
     up = nn.Upsample(scale_factor=2, mode="trilinear", align_corners=False)
     return nn.Sequential(up, nn.Conv3d(width, out, 3, padding=1), nn.GroupNorm(1, out), nn.LeakyReLU(0.01))
 
 
-def _predictor(width: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(width, 2 * width), nn.BatchNorm1d(2 * width), nn.ReLU(), nn.Linear(2 * width, width))
-
-
 def compared(one: list[Scales], two: list[Scales], k: Int[Tensor, "n"]) -> Float[Tensor, ""]:
     """C_k of two views' (z, p), with a level k for each sample; -1 at best."""
-    each = []
-    for z_one, p_one, z_two, p_two in zip(*one, *two, strict=True):
-        found = F.cosine_similarity(p_one, z_two.detach()) + F.cosine_similarity(p_two, z_one.detach())
-        each.append(-found / 2)
+    each = [agreement(a, b) for a, b in zip(zip(*one, strict=True), zip(*two, strict=True), strict=True)]
     return torch.stack(each, 1).gather(1, k[:, None]).mean()

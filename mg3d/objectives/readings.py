@@ -70,7 +70,8 @@ class MG3DConfig:
     # Eq. 11: sentences ask the volume tokens. With one "pooled" key all sentences of a patient would get the same
     # vector. The pooled "volume" asks the sentences in the released code
     query: Literal["sentence", "volume"] = "sentence"
-    keys: Literal["tokens", "pooled"] = "tokens"
+    # "local" tokens lack the coarser cells, which see the whole chest from every place: their maps need not point
+    keys: Literal["tokens", "pooled", "local"] = "tokens"
     sharp: float = 1.0  # factor of the scores under Eq. 11's softmax: at 1 its maps start, and long stay, almost even
 
     # Eq. 12, 13
@@ -87,8 +88,10 @@ class MG3DConfig:
                 raise ValueError(f"{name}={getattr(self, name)} is a loss weight: take 0 or more")
         if not any(getattr(self, name) for name in (*TERMS, *OURS)):
             raise ValueError(f"every weight is 0: nothing to learn from; give one of {', '.join(TERMS)} a weight")
-        if self.witness and (self.query, self.keys) != ("sentence", "tokens"):
-            raise ValueError("witness asks volume tokens by sentences: take query='sentence' and keys='tokens' with it")
+        if self.witness and (self.query != "sentence" or self.keys == "pooled"):
+            raise ValueError(
+                "witness asks volume tokens by sentences: take query='sentence' and no pooled keys with it"
+            )
         if self.level > -1:
             raise ValueError(f"level={self.level} counts from the coarsest map: take -1, -2, ...")
         check_shares(self, "mask_ratio", "word_ratio")
@@ -148,6 +151,5 @@ VARIANTS = {
         replace(PAPER, mim=0.0, mlm=0.0, sfr=0.0, cml=0.0, clip=1.0, local=0.1, witness=1.0),
         level=-4,
         sharp=6.0,
-        jitter=True,
     ),
 }
