@@ -28,6 +28,10 @@ SWITCHES = ["--no-sandbox", "--no-first-run", *OFFLINE, *GL]
 PATIENCE_S = 900  # with tests on all cores; alone nothing takes a tenth of it
 # anywidget gives a widget two seconds to start, plotly's 5 MB included: too few beside other tests
 PATIENT = "const wait = AbortSignal.timeout.bind(AbortSignal); AbortSignal.timeout = ms => wait(Math.max(ms, 300000))"
+# a busy kernel's spinner alone would be painted sixty times a second, without a graphics card
+STILL = """addEventListener('DOMContentLoaded', () => { const style = document.createElement('style');
+  style.textContent = '*, *::before, *::after { animation: none !important; transition: none !important }';
+  document.head.append(style) })"""
 TOKEN = "t"
 PLACE = re.compile(r"([RL]) ([\d.]+)\s+([AP]) ([\d.]+)\s+([SI]) ([\d.]+)")
 STATE = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR",
@@ -87,7 +91,7 @@ def until(true: Callable[[], Any], what: str, *, seconds: float = PATIENCE_S) ->
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, f"waited {seconds:.0f} s in vain for {what}"
-        time.sleep(0.2)
+        time.sleep(0.5)
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,7 @@ class Visit:
         self.page = browser.new_page(viewport={"width": 1500, "height": 2200})
         self.page.set_default_timeout(1000 * PATIENCE_S)
         self.page.add_init_script(PATIENT)
+        self.page.add_init_script(STILL)
         self.address, self.errors, self.strangers = address, [], set()
         self.page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))

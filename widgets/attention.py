@@ -23,7 +23,7 @@ import numpy as np
 from widgets.figures import STYLE, Picture
 from widgets.geometry import PLANES, Point, coarse, to_mm
 from widgets.hands import HOME
-from widgets.live import Board, Cutter, Reader, interactive
+from widgets.live import Board, Cutter, Reader, interactive, line_of_text
 from widgets.panels import LIGHT, Window, caption, contour, cross, draw, heat, named, panels, size_mm
 
 COLOURS = ("plasma", "viridis", "cividis", "autumn", "turbo")  # all but the last two for every kind of colour vision
@@ -182,7 +182,7 @@ class AttentionExplorer:
             options=_numbered(self.sentences), value=self.sentence, rows=min(len(self.sentences), 9),
             layout=ipw.Layout(width="100%"),
         )  # fmt: skip
-        self._said = ipw.HTML(f"<b>{escape(self.sentences[self.sentence])}</b>")
+        self._said = line_of_text(f"<b>{escape(self.sentences[self.sentence])}</b>")
         choice = [self.layer_choice] if len(self.layers) > 1 else []
         rows = [ipw.HBox([self.colours, self.opacity, self.threshold]), ipw.HBox([self.order, *choice])]
         self._controls = ipw.VBox(rows)

@@ -105,7 +105,7 @@ class Board:
         self.at = self.frame.snapped(middle if at is None else np.asarray(at, float))
         self._window_hu, self._layer, self._words, self._moved, self._step = window_hu, layer, words, moved, step
         self._panes = [(source, plane) for source in sources for plane in PLANES]
-        self.readout = ipw.HTML()
+        self.readout = line_of_text()
         self._build_controls(window)
         # painted before it becomes a widget: a browser that loads the page again gets the figure as it was built
         self.figure: Any = build(self.frame, sources, down=down)
@@ -259,6 +259,11 @@ class Board:
     def _window_moved(self, _change: Any) -> None:
         self.preset.value = next((n for n, pair in PRESETS.items() if pair == self.window), _FREE)
         self.paint(over=False)
+
+
+def line_of_text(value: str = "") -> ipw.HTML:
+    """A text with room for two lines, so that what stands below it keeps its place when the text gets longer."""
+    return ipw.HTML(value, layout=ipw.Layout(height="60px", overflow="hidden auto"))
 
 
 def _slider(name: str, low: int, high: int, value: int) -> ipw.IntSlider:
