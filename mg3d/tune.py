@@ -137,7 +137,7 @@ def _finetune(run: Run, material: Material, start: dict[str, Any], task: Task, b
     found = predict(model, batches["test"], plan=transfer, reports=material.reports("test"))
     patient = {e.case.id: e.case.patient for e in material.entries["test"]}
     patients = [patient[i] for i in found.ids]
-    protocol = material.protocol
+    protocol = material.protocol | task.asked
     chosen = {"metric": task.metric, "value": last["best_score"], "step": last["best_step"]} if last else None
     content = {
         **asdict(transfer),

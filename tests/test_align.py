@@ -94,6 +94,9 @@ def test_a_pair_of_prompts_is_a_softmax(tiny):
             cosine = F.cosine_similarity(volume[:, None], task.embedder.report(prompts)[None], dim=-1)
             p = (cosine / 0.1).softmax(1)[:, 0].detach().numpy()
             assert found[:, t, k] == pytest.approx(p, abs=1e-5)
+    assert task.asked == {
+        "prompts": {"vocabfine": ["{}.", "not {}."], "there": ["There is {low}.", "There is no {low}."]}
+    }
     target = torch.tensor([[1.0, 0, 1]] * 5)
     loss = task(Batch(some.volume, some.ids, some.seeds, None, target))["pairs"].item()
     right = np.where(target.numpy() == 1, found[:, 0], 1 - found[:, 0])
@@ -165,6 +168,10 @@ def test_retrieval_compares_the_batch_of_all_processes(tiny):
     alone = task(some)["clip"]
     task.gather = lambda x: torch.cat([x, x.detach() + 1])
     assert task(some)["clip"] > alone
+    task.gather = lambda x: x
+    task.augment = True  # volumes in other poses and lights
+    assert task(some)["clip"] != alone
+    assert task.eval()(some)["clip"] == retrieve(tiny).eval()(some)["clip"]
 
 
 def test_prompts_say_one_thing_and_its_opposite():

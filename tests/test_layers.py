@@ -49,6 +49,7 @@ ARROWS = {  # part of mg3d: parts that it may import
     "frozen": "tasks encoders fit recipe types distributed paths",
     "tune": "studies heads frozen tasks encoders data maps train fit runs recipe transfer types distributed paths",
     "compare": "metrics tune transfer runs",
+    "divisions": "compare tune transfer runs",
     "paper": "",
     "cells": "compare paper metrics transfer runs recipe paths",
     "grid": "cells paper transfer recipe",

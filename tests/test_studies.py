@@ -1,5 +1,7 @@
 """All studies on a tiny phantom: each ends in its metric with an interval, from scratch and from a run."""
 
+import hashlib
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +17,7 @@ from volumes import AFFINE, SHAPE, chest, write_nifti
 from mg3d import Transfer, finetune
 from mg3d.data.cohorts import COHORTS, MissingCorpus
 from mg3d.data.patches import PatchSpec
+from mg3d.divisions import divisions, main
 from mg3d.encoders import ENCODERS
 from mg3d.heads import words_of
 from mg3d.recipe import Scale
@@ -53,6 +56,11 @@ def test_a_study_from_a_run(run, study):
     kept = np.load(done.path / "predictions.npz")
     assert len(kept["ids"]) == len(kept["patients"]) == said["cases"]["test"]
     task, test = load(done), material(this, progress=False)
+    protocol = test.protocol | task.asked
+    assert said["protocol"] == protocol
+    assert protocol.keys() >= {"study", "split_seed", "share", "names", "selection", "cases"}
+    text = json.dumps(protocol, sort_keys=True).encode()
+    assert said["protocol_hash"] == hashlib.sha256(text).hexdigest()[:12]
     words = words_of(STUDIES[study].task, said["start"]["text"])
     batches = test.batches("test", tokenise=words and words[1])
     found = predict(task, batches, plan=this, reports=test.reports("test"))
@@ -124,6 +132,26 @@ def test_a_real_cohort_is_segmented_in_the_frame_of_its_files(run, tumours):
         np.testing.assert_allclose(picture.affine, AFFINE)
     other = material(Transfer(seed=2, **fields), progress=False)
     assert other.protocol["cases"]["test"] != said["protocol"]["cases"]["test"]  # another fold
+
+
+def test_three_divisions_give_a_mean_a_deviation_and_an_interval(run, tumours, capsys):
+    fields = {"study": "msd06", "scale": "real", "data": str(tumours), "init": f"run:{run.path.name}", "steps": 2}
+    found = divisions(Transfer(batch=2, **fields))
+    runs = [finetune(Transfer(batch=2, seed=seed, **fields)) for seed in range(3)]  # done: looked up
+    values = [results(one)["test"]["dice"]["value"] for one in runs]
+    line = found["dice"]
+    assert line.mean == pytest.approx(np.mean(values))
+    assert line.deviation == pytest.approx(np.std(values, ddof=1))
+    assert line.low < line.mean < line.high
+    assert (line.runs, line.tests) == (3, 3)
+    assert len({results(one)["protocol_hash"] for one in runs}) == 3
+    assert found.keys() >= {"dice", "dice/tumour", "nsd"}
+    main([f"{name}={value}" for name, value in {**fields, "batch": 2}.items()])
+    said = capsys.readouterr().out
+    assert f"test dice {line.mean:.3f} ± {line.deviation:.3f}, {line.low:.3f} to {line.high:.3f}" in said
+    assert "over 3 runs, 3 test splits" in said
+    with pytest.raises(ValueError, match="seeds=1: a deviation needs two divisions or more"):
+        divisions(Transfer(batch=2, **fields), seeds=1)
 
 
 def test_what_is_not_there_says_where_to_get_it(run):

@@ -18,6 +18,7 @@ from trained import trained
 import mg3d.studies
 import mg3d.tune
 from mg3d import Recipe, Run, Transfer, find, finetune
+from mg3d.divisions import divisions
 from mg3d.encoders import ENCODERS
 from mg3d.fit import Best
 from mg3d.recipe import Scale
@@ -224,6 +225,8 @@ def test_a_test_split_of_one_class_is_said(run, monkeypatch, capsys):
     said = results(find(Transfer, seed=4)[0])
     assert said["test"] == {}
     assert "one class" in said["undefined"]
+    with pytest.raises(ValueError, match=r"findings-.*: auroc is undefined on its test split: .*one class"):
+        divisions(made(steps=1, batch=2, lr=0.0, lr_head=0.0, seed=4), seeds=2)
 
 
 def test_a_probe_learns_its_head_alone_on_features_encoded_once(run, monkeypatch):

@@ -25,6 +25,11 @@ class Task(Trainable):
         """What a training step sees of a batch; as it is in evaluation."""
         return jittered(batch) if self.augment and self.training else batch
 
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What its scores depend on beside weights and cases (words, tolerances): plain values, for the protocol."""
+        return {}
+
     @abstractmethod
     def forward(self, batch: Batch) -> Losses:
         """Named losses, means over the batch; `batch.target` holds what is to be predicted."""

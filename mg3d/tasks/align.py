@@ -137,6 +137,11 @@ class Align(Task):
         self.register_buffer("real", real, persistent=False)
         self.temperature = nn.Parameter(torch.tensor(-math.log(tau)))
 
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The pairs of prompts; the first template is the one that is scored."""
+        return {"prompts": {template: list(TEMPLATES[template]) for template in self.templates}}
+
     def margins(self, batch: Batch) -> Float[Tensor, "T B L"]:
         """How much nearer each volume is to "X." than to "not X.", times s, under each template: the logit of P."""
         volume = self.embedder.volume(self.encoder(batch.volume))
@@ -201,9 +206,18 @@ class Retrieve(Task):
         super().__init__()
         self.encoder, self.embedder, self.tau, self.ks = encoder, embedder, tau, tuple(ks)
 
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What is searched, and what is right."""
+        return {
+            "gallery": "the test split; a case is right for itself alone",
+            "distinct": "the first case of each report",
+            "ks": list(self.ks),
+        }
+
     def forward(self, batch: Batch) -> Losses:
         """`clip`, over the batch of all processes. Raises ValueError without reports."""
-        volume, text = (self.gather(x) for x in self._both(batch))
+        volume, text = (self.gather(x) for x in self._both(self.seen(batch)))
         return {"clip": self.once(losses.clip, volume, text, tau=self.tau)}
 
     @torch.no_grad()

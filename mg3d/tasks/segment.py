@@ -58,6 +58,11 @@ class Segment(Task):
         self._table: tuple[Any, Any, dict[str, np.ndarray]] | None = None
         self.overlap = DiceLoss(include_background=False, to_onehot_y=True, softmax=True)
 
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The grid that masks are compared on, and how far apart borders may lie."""
+        return {"spacing_mm": list(self.spacing_mm), "tolerance_mm": self.tolerance_mm}
+
     def logits(self, volume: Float[Tensor, "B 1 D H W"]) -> Float[Tensor, "B K D H W"]:
         """Of a patch at once, of any other volume through windows."""
         if tuple(volume.shape[2:]) == self.patch:
