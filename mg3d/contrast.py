@@ -3,6 +3,7 @@
     two_way    1/2 [CE(s V T^t) + CE(s T V^t)] over unit rows, the right column on the diagonal (Radford et al. 2021)
     nt_xent    -1/2B sum_i log exp(z_i.z_i'/tau) / sum_{k != i} exp(z_i.z_k/tau) over the 2B views (Chen et al. 2020)
     against    -1/B sum_i log exp(q_i.k_i/tau) / [exp(q_i.k_i/tau) + sum_n exp(q_i.n/tau)], n a queue (He et al. 2020)
+    agreement  -1/2 [cos(p, sg z') + cos(p', sg z)] of a pair, sg stops the gradient      (Chen and He, SimSiam 2021)
     Teacher    t <- m t + (1 - m) s                                                                (He et al. 2020)
 
 All rows are normalised here, and all is computed in float32 at least. What changes from step to step lies in buffers or
@@ -48,6 +49,19 @@ def against(
     q, k, n = (F.normalize(x, dim=-1) for x in (query, key, others))
     logits = torch.cat([torch.einsum("be,be->b", q, k)[:, None], q @ n.T], 1) / tau
     return F.cross_entropy(logits, logits.new_zeros(len(q), dtype=torch.long))
+
+
+@in_float32
+def agreement(
+    z_one: Float[Tensor, "B E"], p_one: Float[Tensor, "B E"], z_two: Float[Tensor, "B E"], p_two: Float[Tensor, "B E"]
+) -> Float[Tensor, "B"]:
+    """How far two views' features z and what is predicted of them, p, are from each other, a pair a row; -1 at best."""
+    return -(F.cosine_similarity(p_one, z_two.detach()) + F.cosine_similarity(p_two, z_one.detach())) / 2
+
+
+def predictor(width: int) -> nn.Sequential:
+    """SimSiam's head, z -> p: Linear to twice the width, batch norm, ReLU, Linear."""
+    return nn.Sequential(nn.Linear(width, 2 * width), nn.BatchNorm1d(2 * width), nn.ReLU(), nn.Linear(2 * width, width))
 
 
 @final

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mg3d.views import noise, normals
+from mg3d.views import branch, noise, normals
 
 Box = tuple[Float[Tensor, "B 3"], Float[Tensor, "B 3"]]
 Shown = tuple[Float[Tensor, "B 1 d h w"], Float[Tensor, "B 1 d h w"]]
@@ -53,6 +53,27 @@ def local_crops(seeds: Int[Tensor, "B"], volume: torch.Size, pair: tuple[Box, Bo
     most = torch.minimum(torch.maximum(*(low + size for low, size in pair)) + more, whole)
     low, size = _boxes(noise(seeds, 4, stream=INSIDE), most - least, LOCAL, unit=max(volume))
     return least + low, size
+
+
+def large_and_small(
+    volume: Float[Tensor, "B 1 D H W"], seeds: Int[Tensor, "B"], *, least: float, count: int
+) -> tuple[Shown, Shown, Float[Tensor, "n 1 i j k"]]:
+    """PCRLv2's views: two large crops, each as it is shown and as it was, and `count` small ones as they are shown.
+
+    The large ones overlap by `least`; of the small ones the first of all volumes come first.
+    """
+    size = volume.shape[2:]
+    boxes = global_pair(seeds, size, least=least)
+    shown = []
+    for view, box in enumerate(boxes):
+        own = branch(seeds, view)
+        target = sample(volume, own, box, out=scaled(OUT, size))
+        shown.append((swapped_patches(restyled(target, own), own), target))
+    small = []
+    for own in (branch(seeds, 2 + i) for i in range(count)):
+        crop = sample(volume, own, local_crops(own, size, boxes), out=scaled(LOCAL_OUT, size))
+        small.append(restyled(crop, own))
+    return shown[0], shown[1], torch.cat(small)
 
 
 def _boxes(

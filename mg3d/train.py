@@ -137,7 +137,14 @@ def objective(recipe: Recipe, text: "FrozenText") -> "Objective":
     torch.manual_seed(recipe.seed)
     size = recipe.size
     encoder = encoders.build(recipe.encoder, shrink=size.shrink, shape=size.shape, recompute=recipe.recompute)
-    return objectives.build(recipe.method, encoder=encoder, text=text, variant=recipe.variant, shape=size.shape)
+    return objectives.build(
+        recipe.method,
+        encoder=encoder,
+        text=text,
+        variant=recipe.variant,
+        shape=size.shape,
+        steps=recipe.filled.steps,
+    )
 
 
 def check(recipe: Recipe) -> None:

@@ -5,24 +5,25 @@ take the other's tokens as they were before the layer (METER, Dou et al., CVPR 2
 
     x_{l+1} = layer_x(x_l, y_l),   y_{l+1} = layer_y(y_l, x_l),   pooled = tanh(W x_{L,CLS}) and tanh(W mean y_L)
 
-M3AE, ARL and PTUnifier are built on it. Norms stand in front of each sub-layer, where theirs follow it.
+M3AE, ARL and PTUnifier are built on it, as one `Joint` model. Norms stand in front of each sub-layer; theirs follow it.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from mg3d import losses
 from mg3d.attention import FusionLayer, sentence_mean
-from mg3d.decoders import PatchDecoder, VoxelDecoder
+from mg3d.decoders import PatchDecoder, ReportDecoder, VoxelDecoder
 from mg3d.losses import in_float32
-from mg3d.types import Batch, Report
-from mg3d.views import noise
+from mg3d.types import Batch, Pyramid, Report
+from mg3d.views import mask_words, noise
 
 PAIRS, SENTENCE = 101, 102  # streams of the draws: which pairs are wrong, which sentence is read
 
@@ -117,6 +118,58 @@ class CoAttention(nn.Module):
         y, x = self.norm_volume(y), self.norm_words(x)
         pooled = torch.cat([self.pool_volume(y.mean(1)), self.pool_words(x[:, 0])], -1).tanh()
         return Fused(y, x, middle, pooled, torch.stack(maps, 1))
+
+
+@final
+class Joint(nn.Module):
+    """Volume tokens and words, each taken to `width`, in co-attention, and the heads of MLM and ITM on top.
+
+    `text` is the frozen text encoder: neither a submodule nor in the state.
+    """
+
+    text: Any
+
+    def __init__(self, width: int, text: Any, *, layers: int, heads: int):
+        super().__init__()
+        object.__setattr__(self, "text", text)
+        self.from_volume, self.from_text = nn.Linear(width, width), nn.Linear(text.width, width)
+        self.fusion = CoAttention(width, layers=layers, heads=heads)
+        self.report_decoder = ReportDecoder(width, vocabulary=text.vocabulary)
+        self.match = nn.Linear(2 * width, 2)
+
+    def forward(self, volume: Float[Tensor, "B N E"], words: Float[Tensor, "B L E"], **how: Any) -> Fused:
+        """Co-attention; takes what `CoAttention` takes."""
+        return self.fusion(volume, words, **how)
+
+    def tokens(self, pyramid: Pyramid) -> Float[Tensor, "B N E"]:
+        """A volume's tokens."""
+        return self.from_volume(pyramid.tokens)
+
+    def words(self, report: Report) -> Float[Tensor, "B L E"]:
+        """A report's words."""
+        return self.from_text(self.text.word_features(report))
+
+    def read(self, ids: Int[Tensor, "B L"]) -> Float[Tensor, "B L E"]:
+        """Words of any ids, masked ones too."""
+        with torch.no_grad():
+            words = self.text(ids)
+        return self.from_text(words)
+
+    def masked(
+        self, report: Report, seeds: Int[Tensor, "B"], *, ratio: float
+    ) -> tuple[Float[Tensor, "B L E"], Int[Tensor, "B L"]]:
+        """The words with a share of them hidden, and labels that are -100 on those not asked for."""
+        vocabulary = self.text.vocabulary
+        ids, labels = mask_words(report, seeds, mask_id=self.text.mask_id, vocabulary=vocabulary, ratio=ratio)
+        return self.read(ids), labels
+
+    def mlm(self, fused: Fused, labels: Int[Tensor, "B L"]) -> Float[Tensor, ""]:
+        """The hidden words, told from what co-attention made of the others and of the volume."""
+        return losses.mlm(self.report_decoder(fused.words, labels != -100), labels)
+
+    def itm(self, fused: Fused, right: Bool[Tensor, "B"]) -> Float[Tensor, ""]:
+        """Image-text matching: cross-entropy of two classes, wrong and right."""
+        return matching(self.match(fused.pooled), right)
 
 
 def sentence_maps(maps: Float[Tensor, "B layers heads L N"], report: Report) -> Float[Tensor, "B layers heads S N"]:

@@ -257,7 +257,7 @@ def test_m3ae_is_the_original(text):
     c = model.config
     assert (c.layers, c.depth, c.heads, c.mask_ratio, c.word_ratio) == (6, 3, 12, 0.75, 0.15)
     passes, volumes = [], []
-    model.fusion.register_forward_hook(lambda *_: passes.append(1))
+    model.joint.fusion.register_forward_hook(lambda *_: passes.append(1))
     model.encoder.register_forward_hook(lambda *_: volumes.append(1))
     found = model(whole)
     assert list(found) == ["mlm", "mim", "itm"]
@@ -362,7 +362,7 @@ def test_ptunifier_is_the_original(text):
     assert model.language.shape == model.visual.shape == (2048, 24)
     assert model.language.std().item() == pytest.approx(0.02, rel=0.02)
     sizes = []
-    model.fusion.register_forward_pre_hook(lambda _, given: sizes.append((given[0].shape[1], given[1].shape[1])))
+    model.joint.fusion.register_forward_pre_hook(lambda _, given: sizes.append((given[0].shape[1], given[1].shape[1])))
     losses = model(whole)
     assert list(losses) == ["mlm", "itm", "itc"]
     assert sizes[2][1] == 34

@@ -20,28 +20,16 @@ from typing import final
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from mg3d import losses
-from mg3d.decoders import ReportDecoder
 from mg3d.encoders import Encoder
 from mg3d.entities import Knowledge, Lexicon, Mentions, Reasoning, as_units, terms, together, without
 from mg3d.losses import in_float32
 from mg3d.objectives import Objective, TextEncoder
 from mg3d.types import Batch, Losses, Report
-from mg3d.views import block_mask, check_shares, mask_words
-from mg3d.vlp import (
-    CoAttention,
-    CubeDecoder,
-    Fused,
-    check_cubes,
-    cube_error,
-    matching,
-    sentence_maps,
-    told,
-    wrong_pairs,
-)
+from mg3d.views import block_mask, check_shares
+from mg3d.vlp import CubeDecoder, Fused, Joint, check_cubes, cube_error, sentence_maps, told, wrong_pairs
 
 
 @dataclass(frozen=True)
@@ -84,44 +72,35 @@ class ARL(Objective):
         object.__setattr__(self, "text", text)  # frozen: neither a submodule nor in the state
         self.lexicon = Lexicon(text, terms(c.entities), most=c.most)
         self.knowledge = Knowledge(len(self.lexicon.names), width=c.width)
-        self.from_volume, self.from_text = nn.Linear(width, width), nn.Linear(text.width, width)
-        self.fusion = CoAttention(width, layers=c.layers, heads=c.heads)
+        self.joint = Joint(width, text, layers=c.layers, heads=c.heads)
         self.reason = Reasoning(c.width, words=width, layers=c.layers - 1, heads=c.entity_heads)
         self.align_volume, self.align_report = (
             nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, c.width), nn.ReLU()) for _ in range(2)
         )
-        self.report_decoder = ReportDecoder(width, vocabulary=text.vocabulary)
         self.voxel_decoder = CubeDecoder(width, stride=encoder.strides[-1], cube=c.mask_cube, layers=4)
-        self.match = nn.Linear(2 * width, 2)
 
     def forward(self, batch: Batch) -> Losses:
         """`itm`, `mlm`, `mim`, `align`, weighted. Raises ValueError without reports."""
-        c, report = self.config, told(batch, "ARL")
+        c, report, joint = self.config, told(batch, "ARL"), self.joint
         named = self.lexicon(report)
         if not self.only_gathers:
             self.knowledge.note(together(named, report, len(self.lexicon.names)))
-        table, (volume, _), words = self.knowledge(), self._tokens(batch), self._words(report)
-        masked, labels = mask_words(
-            replace(report, word=as_units(report, named)),
-            batch.seeds,
-            mask_id=self.text.mask_id,
-            vocabulary=self.text.vocabulary,
-            ratio=c.word_ratio,
-        )
-        with torch.no_grad():
-            hidden_words = self.text(masked)
-        fused = self._fused(volume, self.from_text(hidden_words), report, table, without(named, labels != -100))
+        table, volume, words = self.knowledge(), joint.tokens(self.encoder(batch.volume)), joint.words(report)
+        units = replace(report, word=as_units(report, named))
+        masked, labels = joint.masked(units, batch.seeds, ratio=c.word_ratio)
+        fused = self._fused(volume, masked, report, table, without(named, labels != -100))
         d, h, w = batch.volume.shape[2:]
         hidden = block_mask(batch.seeds, (d, h, w), cube=c.mask_cube, ratio=c.mask_ratio)
-        seen, grid = self._tokens(batch, hidden)
-        middle = self._fused(seen, words, report, table, named).middle
+        seen = self.encoder(batch.volume, mask=hidden)
+        middle = self._fused(joint.tokens(seen), words, report, table, named).middle
+        rebuilt = self.voxel_decoder(middle, hidden, grid=seen.grid, size=(d, h, w))
         chosen, right = wrong_pairs(batch.seeds)
-        pairs = self._fused(volume[chosen], words, report, table, named)
-        both, there = (self.align_volume(volume.mean(1)), self.align_report(words[:, 0])), named.named(len(table))
+        there = named.named(len(table))
+        both = self.align_volume(volume.mean(1)), self.align_report(words[:, 0])
         return {
-            "itm": c.itm * matching(self.match(pairs.pooled), right),
-            "mlm": losses.mlm(self.report_decoder(fused.words, labels != -100), labels),
-            "mim": cube_error(self.voxel_decoder(middle, hidden, grid=grid, size=(d, h, w)), batch.volume, hidden),
+            "itm": c.itm * joint.itm(self._fused(volume[chosen], words, report, table, named), right),
+            "mlm": joint.mlm(fused, labels),
+            "mim": cube_error(rebuilt, batch.volume, hidden),
             "align": naming(both[0], table, there) + naming(both[1], table, there),
         }
 
@@ -132,24 +111,16 @@ class ARL(Objective):
     @torch.no_grad()
     def embed(self, batch: Batch) -> tuple[Float[Tensor, "B E"], Float[Tensor, "B E"]]:
         """What ALIGN compares with the entities, each of its own modality alone."""
-        words = self._words(told(batch, "ARL"))
-        return self.align_volume(self._tokens(batch)[0].mean(1)).float(), self.align_report(words[:, 0]).float()
+        volume, words = self.joint.tokens(self.encoder(batch.volume)), self.joint.words(told(batch, "ARL"))
+        return self.align_volume(volume.mean(1)).float(), self.align_report(words[:, 0]).float()
 
     @torch.no_grad()
     def maps(self, batch: Batch) -> tuple[Float[Tensor, "B layers heads S N"], tuple[int, int, int]]:
         """Where each sentence looks: the mean of its words' cross-attention, each layer; and the grid of the tokens."""
-        report, (volume, grid) = told(batch, "ARL"), self._tokens(batch)
-        fused = self._fused(volume, self._words(report), report, self.knowledge(), self.lexicon(report))
-        return sentence_maps(fused.maps, report), grid
-
-    def _tokens(
-        self, batch: Batch, mask: Bool[Tensor, "B d h w"] | None = None
-    ) -> tuple[Float[Tensor, "B N E"], tuple[int, int, int]]:
-        pyramid = self.encoder(batch.volume, mask=mask)
-        return self.from_volume(pyramid.tokens), pyramid.grid
-
-    def _words(self, report: Report) -> Float[Tensor, "B L E"]:
-        return self.from_text(self.text.word_features(report))
+        report, pyramid = told(batch, "ARL"), self.encoder(batch.volume)
+        volume, words = self.joint.tokens(pyramid), self.joint.words(report)
+        fused = self._fused(volume, words, report, self.knowledge(), self.lexicon(report))
+        return sentence_maps(fused.maps, report), pyramid.grid
 
     def _fused(
         self,
@@ -161,7 +132,7 @@ class ARL(Objective):
     ) -> Fused:
         """Co-attention with the third stream."""
         also = self.reason(table, named)
-        return self.fusion(volume, words, real=report.real, depth=self.config.depth, also=also)
+        return self.joint(volume, words, real=report.real, depth=self.config.depth, also=also)
 
 
 @in_float32

@@ -2,7 +2,7 @@
 
     L = L_MLM + L_MIM + L_ITM                                                           weights 1
 
-Three passes through 6 layers of co-attention (`vlp.CoAttention`) at each step. MLM: 15 % of the words are hidden, the
+Three passes through 6 layers of co-attention (`vlp.Joint`) at each step. MLM: 15 % of the words are hidden, the
 volume is whole. MIM: 75 % of the cubes of 16^3 voxels are hidden, the report is whole; the volume tokens that have gone
 through 3 layers rebuild the hidden cubes, each at mean 0 and variance 1, where 0 all over has an error of 1. ITM: half
 of the pairs are wrong; [both poolers] -> right or wrong.
@@ -20,15 +20,13 @@ from typing import final
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from mg3d import losses
-from mg3d.decoders import ReportDecoder
 from mg3d.encoders import Encoder
 from mg3d.objectives import Objective, TextEncoder
 from mg3d.types import Batch, Losses, Report
-from mg3d.views import block_mask, check_shares, mask_words
-from mg3d.vlp import CoAttention, CubeDecoder, check_cubes, cube_error, matching, sentence_maps, told, wrong_pairs
+from mg3d.views import block_mask, check_shares
+from mg3d.vlp import CubeDecoder, Joint, check_cubes, cube_error, sentence_maps, told, wrong_pairs
 
 
 @dataclass(frozen=True)
@@ -64,52 +62,34 @@ class M3AE(Objective):
         check_cubes(shape, cube=c.mask_cube, ratio=c.mask_ratio)
         self.config, self.encoder = c, encoder
         object.__setattr__(self, "text", text)  # frozen: neither a submodule nor in the state
-        self.from_volume, self.from_text = nn.Linear(width, width), nn.Linear(text.width, width)
-        self.fusion = CoAttention(width, layers=c.layers, heads=c.heads)
-        self.report_decoder = ReportDecoder(width, vocabulary=text.vocabulary)
+        self.joint = Joint(width, text, layers=c.layers, heads=c.heads)
         self.voxel_decoder = CubeDecoder(width, stride=stride, cube=c.mask_cube, layers=4)
-        self.match = nn.Linear(2 * width, 2)
 
     def forward(self, batch: Batch) -> Losses:
         """`mlm`, `mim`, `itm`. Raises ValueError without reports."""
-        c, report = self.config, told(batch, "M3AE")
-        volume, _ = self._tokens(batch)
-        masked, labels = mask_words(
-            report, batch.seeds, mask_id=self.text.mask_id, vocabulary=self.text.vocabulary, ratio=c.word_ratio
-        )
-        with torch.no_grad():
-            hidden_words = self.text(masked)
-        fused = self.fusion(volume, self.from_text(hidden_words), real=report.real)
-        words = self._words(report)
+        c, report, joint = self.config, told(batch, "M3AE"), self.joint
+        volume, words = joint.tokens(self.encoder(batch.volume)), joint.words(report)
+        masked, labels = joint.masked(report, batch.seeds, ratio=c.word_ratio)
         rebuilt, hidden = self._rebuilt(batch, words, report)
         chosen, right = wrong_pairs(batch.seeds)
-        pairs = self.fusion(volume[chosen], words, real=report.real)
         return {
-            "mlm": losses.mlm(self.report_decoder(fused.words, labels != -100), labels),
+            "mlm": joint.mlm(joint(volume, masked, real=report.real), labels),
             "mim": cube_error(rebuilt, batch.volume, hidden),
-            "itm": matching(self.match(pairs.pooled), right),
+            "itm": joint.itm(joint(volume[chosen], words, real=report.real), right),
         }
 
     @torch.no_grad()
     def maps(self, batch: Batch) -> tuple[Float[Tensor, "B layers heads S N"], tuple[int, int, int]]:
         """Where each sentence looks: the mean of its words' cross-attention, each layer; and the grid of the tokens."""
-        report, (volume, grid) = told(batch, "M3AE"), self._tokens(batch)
-        return sentence_maps(self.fusion(volume, self._words(report), real=report.real).maps, report), grid
+        report, pyramid = told(batch, "M3AE"), self.encoder(batch.volume)
+        fused = self.joint(self.joint.tokens(pyramid), self.joint.words(report), real=report.real)
+        return sentence_maps(fused.maps, report), pyramid.grid
 
     @torch.no_grad()
     def reconstruct(self, batch: Batch) -> tuple[Float[Tensor, "B 1 D H W"], Bool[Tensor, "B d h w"]]:
         """What is rebuilt, each cube on its own scale, and which cubes were hidden."""
         report = told(batch, "M3AE")
-        return self._rebuilt(batch, self._words(report), report)
-
-    def _tokens(
-        self, batch: Batch, mask: Bool[Tensor, "B d h w"] | None = None
-    ) -> tuple[Float[Tensor, "B N E"], tuple[int, int, int]]:
-        pyramid = self.encoder(batch.volume, mask=mask)
-        return self.from_volume(pyramid.tokens), pyramid.grid
-
-    def _words(self, report: Report) -> Float[Tensor, "B L E"]:
-        return self.from_text(self.text.word_features(report))
+        return self._rebuilt(batch, self.joint.words(report), report)
 
     def _rebuilt(
         self, batch: Batch, words: Float[Tensor, "B L E"], report: Report
@@ -117,6 +97,6 @@ class M3AE(Objective):
         """The volume from the cubes that are left and the whole report, and which cubes were hidden."""
         c, (d, h, w) = self.config, batch.volume.shape[2:]
         hidden = block_mask(batch.seeds, (d, h, w), cube=c.mask_cube, ratio=c.mask_ratio)
-        volume, grid = self._tokens(batch, hidden)
-        tokens = self.fusion(volume, words, real=report.real, depth=c.depth).middle
-        return self.voxel_decoder(tokens, hidden, grid=grid, size=(d, h, w)), hidden
+        seen = self.encoder(batch.volume, mask=hidden)
+        tokens = self.joint(self.joint.tokens(seen), words, real=report.real, depth=c.depth).middle
+        return self.voxel_decoder(tokens, hidden, grid=seen.grid, size=(d, h, w)), hidden

@@ -3,7 +3,7 @@
     L = |r(x_1) - g_1|^2 + beta |s_k(x_1) - g_1|^2 + C_k(x_1, x_2) + 1/12 sum_{l, i} C_k(x_l, x_i)
     C_k(a, b) = -1/2 [cos(p_k(a), sg z_k(b)) + cos(p_k(b), sg z_k(a))]       beta = 1/2 (1 + cos(pi step / steps))
 
-From the coarsest level a decoder without skips doubles the size block by block. Each of its last three has a map s_k, a
+From the deepest level a decoder without skips doubles the size block by block. Each of its last three has a map s_k, a
 feature z_k (mean over voxels, batch norm) and a predictor p_k (Linear to twice the width, batch norm, ReLU, Linear); k
 is drawn for each patient and pair, sg stops the gradient. g_1 is the crop x_1 before its voxels are changed: blurred,
 made noisy, gamma, and, of the two large ones, patches exchanged. Sizes of crops are drawn; see `mg3d.pairs`.
@@ -11,7 +11,8 @@ made noisy, gamma, and, of the two large ones, patches exchanged. Sizes of crops
 Departs from the original: inputs keep their window [0, 1] instead of mean 0 and variance 1, as all tasks give them;
 crops are in voxels of prepared volumes (at 128 voxels a side), and none is refused for dense tissue; k is drawn for
 each patient, not for the batch; decoder blocks have a group norm of one group, so that a volume does not see its
-neighbours. beta falls over `steps`, not over 240 epochs.
+neighbours. beta falls over `steps`, those of the run, not over 240 epochs. Our UNet is read before the mean that makes
+its tokens, at stride 8 as the original's; a large crop has 1 x 2 x 2 tokens of Swin at stride 32.
 """
 
 import math
@@ -45,7 +46,7 @@ class PCRLv2Config:
     local: float = 1.0
     locals: int = 6
     iou: float = 0.3  # of the two large crops, at least
-    steps: int = 100_000  # over which beta falls to 0
+    steps: int = 100_000  # over which beta falls to 0; a run's are its own
 
     def __post_init__(self) -> None:
         for name in ("locals", "steps"):
@@ -60,7 +61,7 @@ Scales = list[Float[Tensor, "n _"]]  # of the three blocks
 
 @final
 class PCRLv2(Objective):
-    """Reads no reports; works with every encoder of a coarsest stride of 8 or more. Batches of 2 or more a process."""
+    """Reads no reports; works with every encoder of a deepest stride of 8 or more. Batches of 2 or more a process."""
 
     step: Tensor
 
@@ -152,5 +153,5 @@ def _block(width: int, out: int) -> nn.Module:
 
 def compared(one: list[Scales], two: list[Scales], k: Int[Tensor, "n"]) -> Float[Tensor, ""]:
     """C_k of two views' (z, p), with a level k for each sample; -1 at best."""
-    each = [agreement(a, b) for a, b in zip(zip(*one, strict=True), zip(*two, strict=True), strict=True)]
-    return torch.stack(each, 1).gather(1, k[:, None]).mean()
+    each = torch.stack([agreement(*level) for level in zip(*one, *two, strict=True)], 1)
+    return each.gather(1, k[:, None]).mean()

@@ -5,7 +5,7 @@
 Two pools of 2048 rows, N(0, 0.02), stand in for a missing modality. Without a report the mean of the volume tokens asks
 the language pool: [CLS], its 32 nearest rows by dot product and [SEP] are the words. Without a volume the mean of the
 words asks the visual pool: its 49 nearest rows are the tokens. All go through the same 6 layers of co-attention
-(`vlp.CoAttention`). ITC: both poolers of the volume alone and of the report alone, each LayerNorm, Linear to 768
+(`vlp.Joint`). ITC: both poolers of the volume alone and of the report alone, each LayerNorm, Linear to 768
 without a bias, unit length, find each other in the batch at a temperature of 0.1. MLM hides 15 % of the words; ITM
 tells wrong pairs, half of the batch. A report is one of its sentences, drawn at each step, of 48 tokens at most.
 
@@ -25,12 +25,11 @@ from torch import Tensor, nn
 
 from mg3d import losses
 from mg3d.attention import masked_mean
-from mg3d.decoders import ReportDecoder
 from mg3d.encoders import Encoder
 from mg3d.objectives import Objective, TextEncoder
 from mg3d.types import Batch, Losses, Report
-from mg3d.views import check_shares, mask_words
-from mg3d.vlp import CoAttention, matching, one_sentence, sentence_maps, told, wrong_pairs
+from mg3d.views import check_shares
+from mg3d.vlp import Joint, one_sentence, sentence_maps, told, wrong_pairs
 
 
 @dataclass(frozen=True)
@@ -78,34 +77,25 @@ class PTUnifier(Objective):
         c, width = config, encoder.widths[-1]
         self.config, self.encoder = c, encoder
         object.__setattr__(self, "text", text)  # frozen: neither a submodule nor in the state
-        self.from_volume, self.from_text = nn.Linear(width, width), nn.Linear(text.width, width)
+        self.joint = Joint(width, text, layers=c.layers, heads=c.heads)
         self.language, self.visual = (nn.Parameter(torch.empty(c.pool, width)) for _ in range(2))
         for pool in (self.language, self.visual):
             nn.init.normal_(pool, std=0.02)
-        self.fusion = CoAttention(width, layers=c.layers, heads=c.heads)
-        self.report_decoder = ReportDecoder(width, vocabulary=text.vocabulary)
-        self.match = nn.Linear(2 * width, 2)
         self.compare_volume, self.compare_report = (
             nn.Sequential(nn.LayerNorm(2 * width), nn.Linear(2 * width, c.width, bias=False)) for _ in range(2)
         )
 
     def forward(self, batch: Batch) -> Losses:
         """`mlm`, `itm`, `itc`, weighted; `itc` over the batch of all processes. Raises ValueError without reports."""
-        c, report, volume = self.config, told(batch, "PTUnifier"), self._tokens(batch)[0]
+        c, report, joint = self.config, told(batch, "PTUnifier"), self.joint
         if c.sentence:
             report = one_sentence(report, batch.seeds, longest=c.words)
-        words, terms = self._words(report), {}
+        volume, words, terms = joint.tokens(self.encoder(batch.volume)), joint.read(report.words), {}
         if not self.only_gathers:
-            masked, labels = mask_words(
-                report, batch.seeds, mask_id=self.text.mask_id, vocabulary=self.text.vocabulary, ratio=c.word_ratio
-            )
-            with torch.no_grad():
-                hidden = self.text(masked)
-            fused = self.fusion(volume, self.from_text(hidden), real=report.real)
-            terms["mlm"] = c.mlm * losses.mlm(self.report_decoder(fused.words, labels != -100), labels)
+            masked, labels = joint.masked(report, batch.seeds, ratio=c.word_ratio)
             chosen, right = wrong_pairs(batch.seeds)
-            pairs = self.fusion(volume[chosen], words, real=report.real)
-            terms["itm"] = c.itm * matching(self.match(pairs.pooled), right)
+            terms["mlm"] = c.mlm * joint.mlm(joint(volume, masked, real=report.real), labels)
+            terms["itm"] = c.itm * joint.itm(joint(volume[chosen], words, real=report.real), right)
         both = self.gather(self._volume_alone(volume, report)), self.gather(self._report_alone(words, report.real))
         terms["itc"] = c.itc * self.once(losses.clip, *both, tau=c.tau)
         return terms
@@ -114,38 +104,29 @@ class PTUnifier(Objective):
     def embed(self, batch: Batch) -> tuple[Float[Tensor, "B E"], Float[Tensor, "B E"]]:
         """What ITC compares, each of its own modality alone; of a whole report."""
         report = told(batch, "PTUnifier")
-        volume = self._volume_alone(self._tokens(batch)[0], report)
-        return volume.float(), self._report_alone(self._words(report), report.real).float()
+        volume = self._volume_alone(self.joint.tokens(self.encoder(batch.volume)), report)
+        return volume.float(), self._report_alone(self.joint.words(report), report.real).float()
 
     @torch.no_grad()
     def maps(self, batch: Batch) -> tuple[Float[Tensor, "B layers heads S N"], tuple[int, int, int]]:
         """Where each sentence looks: the mean of its words' cross-attention, each layer; and the grid of the tokens."""
-        report, (volume, grid) = told(batch, "PTUnifier"), self._tokens(batch)
-        return sentence_maps(self.fusion(volume, self._words(report), real=report.real).maps, report), grid
-
-    def _tokens(self, batch: Batch) -> tuple[Float[Tensor, "B N E"], tuple[int, int, int]]:
-        pyramid = self.encoder(batch.volume)
-        return self.from_volume(pyramid.tokens), pyramid.grid
-
-    def _words(self, report: Report) -> Float[Tensor, "B L E"]:
-        with torch.no_grad():
-            words = self.text(report.words)
-        return self.from_text(words)
+        report, pyramid = told(batch, "PTUnifier"), self.encoder(batch.volume)
+        fused = self.joint(self.joint.tokens(pyramid), self.joint.words(report), real=report.real)
+        return sentence_maps(fused.maps, report), pyramid.grid
 
     def _volume_alone(self, volume: Float[Tensor, "B N E"], report: Report) -> Float[Tensor, "B F"]:
         """The feature of a volume without its report, of which the ids of [CLS] and [SEP] alone are taken."""
         last = report.words[0, report.real[0].sum() - 1]
-        with torch.no_grad():
-            ends = self.text(torch.stack([report.words[0, 0], last])[None])
-        first, last = self.from_text(ends).expand(len(volume), -1, -1).split(1, 1)
+        ends = self.joint.read(torch.stack([report.words[0, 0], last])[None])
+        first, last = ends.expand(len(volume), -1, -1).split(1, 1)
         words = torch.cat([first, nearest(self.language, volume.mean(1), self.config.prompts), last], 1)
         real = torch.ones(words.shape[:2], dtype=torch.bool, device=words.device)
-        return self.compare_volume(self.fusion(volume, words, real=real).pooled)
+        return self.compare_volume(self.joint(volume, words, real=real).pooled)
 
     def _report_alone(self, words: Float[Tensor, "B L E"], real: Bool[Tensor, "B L"]) -> Float[Tensor, "B F"]:
         """The feature of a report without its volume."""
         volume = nearest(self.visual, masked_mean(words, real), self.config.cells)
-        return self.compare_report(self.fusion(volume, words, real=real).pooled)
+        return self.compare_report(self.joint(volume, words, real=real).pooled)
 
 
 def nearest(pool: Float[Tensor, "P E"], query: Float[Tensor, "B E"], count: int) -> Float[Tensor, "B count E"]:
