@@ -16,10 +16,12 @@ from typing import Any, final
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mg3d.losses import in_float32
+
+Scales = list[Float[Tensor, "n _"]]  # features of several levels
 
 
 @in_float32
@@ -57,6 +59,12 @@ def agreement(
 ) -> Float[Tensor, "B"]:
     """How far two views' features z and what is predicted of them, p, are from each other, a pair a row; -1 at best."""
     return -(F.cosine_similarity(p_one, z_two.detach()) + F.cosine_similarity(p_two, z_one.detach())) / 2
+
+
+def compared(one: list[Scales], two: list[Scales], k: Int[Tensor, "n"]) -> Float[Tensor, ""]:
+    """Mean agreement of two views' (z, p), features of several levels each, at a level k for each sample."""
+    each = torch.stack([agreement(*level) for level in zip(*one, *two, strict=True)], 1)
+    return each.gather(1, k[:, None]).mean()
 
 
 def predictor(width: int) -> nn.Sequential:

@@ -22,10 +22,10 @@ from typing import final
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from mg3d.contrast import agreement, predictor
+from mg3d.contrast import Scales, compared, predictor
 from mg3d.encoders import Encoder
 from mg3d.objectives import Objective, TextEncoder
 from mg3d.pairs import large_and_small
@@ -56,7 +56,6 @@ class PCRLv2Config:
 
 PAPER = PCRLv2Config()
 VARIANTS = {"paper": PAPER}
-Scales = list[Float[Tensor, "n _"]]  # of the three blocks
 
 
 @final
@@ -149,9 +148,3 @@ def _block(width: int, out: int) -> nn.Module:
     """Twice the size, convolution, norm."""
     up = nn.Upsample(scale_factor=2, mode="trilinear", align_corners=False)
     return nn.Sequential(up, nn.Conv3d(width, out, 3, padding=1), nn.GroupNorm(1, out), nn.LeakyReLU(0.01))
-
-
-def compared(one: list[Scales], two: list[Scales], k: Int[Tensor, "n"]) -> Float[Tensor, ""]:
-    """C_k of two views' (z, p), with a level k for each sample; -1 at best."""
-    each = torch.stack([agreement(*level) for level in zip(*one, *two, strict=True)], 1)
-    return each.gather(1, k[:, None]).mean()
