@@ -118,7 +118,7 @@ def begin(material: Material, source: Run | None) -> tuple[dict[str, Any], Task,
             train.fill(text, tokenise, (e.case for split in used for e in material.entries[split]))
     torch.manual_seed(transfer.seed + 1)  # the head is the same whatever the encoder drew
     task = heads.build(kind, encoder, start["options"], words=words, pieces=pieces)
-    task.augment = transfer.augment
+    task.augment = transfer.augment and not transfer.probe
     if source is not None:
         heads.take(task, source)
     tokenise = None if words is None else words[1]
