@@ -152,11 +152,14 @@ def recall(model, text) -> float:
     return torch.cat(found).float().mean().item()
 
 
-@pytest.mark.parametrize(("name", "variant", "steps"), [("ctclip", "paper", 80), ("m3dclip", "plain", 240)])
-def test_contrast_learns(name, variant, steps, text):
-    """0.125 by chance; 0.75 and more after a few seconds of training (measured 1.0)."""
+@pytest.mark.parametrize(
+    ("name", "variant", "steps", "least"),
+    [("ctclip", "paper", 80, 0.75), ("m3dclip", "plain", 240, 0.75), ("m3dclip", "paper", 800, 0.375)],
+)
+def test_contrast_learns(name, variant, steps, least, text):
+    """0.125 by chance; measured 1.0, and 0.53 where volumes are turned and relit: findings are grey values here."""
     model = rivals.method(name, text, variant=variant, shape=SMALL)
-    assert recall(rivals.trained(model, text, steps=steps, shape=SMALL), text) >= 0.75
+    assert recall(rivals.trained(model, text, steps=steps, shape=SMALL), text) >= least
 
 
 def test_ctclip_is_the_original(text):
@@ -281,17 +284,21 @@ def scores(model, text) -> dict[str, float]:
     return {name: torch.stack([losses[name] for losses in found]).mean().item() for name in found[0]}
 
 
-def learned(name, text, *, steps: int, variant: str = "", **overrides) -> dict[str, float]:
+def learned(name, text, *, steps: int, variant: str = "", lr: float = 3e-3, **overrides) -> dict[str, float]:
     """Its scores after training."""
     model = rivals.method(name, text, variant=variant, shape=FLAT, **overrides)
-    return scores(rivals.trained(model, text, steps=steps, shape=FLAT), text)
+    return scores(rivals.trained(model, text, steps=steps, lr=lr, shape=FLAT), text)
 
 
 def test_m3ae_learns(text):
-    """Words at 3.5 at most (ln of the vocabulary, 4.9, by chance), and cubes at 0.9 (1 by chance)."""
-    found = learned("m3ae", text, steps=40, variant="shallow")
+    """Words at 3.5 at most (ln of the vocabulary, 4.9, by chance), cubes at 0.9 (1), matching at 0.6 (ln 2 = 0.69).
+
+    Matching is the last to move: it stands at 0.69 after 40 steps, and comes to 0.48.
+    """
+    found = learned("m3ae", text, steps=160, variant="shallow", lr=1e-3)
     assert found["mlm"] < 3.5, found
     assert found["mim"] < 0.9, found
+    assert found["itm"] < 0.6, found
 
 
 def test_mrm_is_the_original(text):
