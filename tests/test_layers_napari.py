@@ -1,7 +1,11 @@
-"""Layers of napari without napari: the patient's left lies where the world says, for every affine."""
+"""Layers of napari without napari: the patient's left lies where the world says, for every affine.
 
-import os
+The windows themselves are tested where napari, Qt and a display are; their pictures lie in build/napari afterwards.
+"""
+
+import ast
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +15,10 @@ from widgets import viewer
 from widgets.geometry import coarse, to_mm
 from widgets.layers import AXES, attention_layers, error_layers, upright, world
 
+ROOT = Path(__file__).parents[1]
+SHOTS = ROOT / "build" / "napari"
 NAPARI = viewer.why_not()
+WINDOW = pytest.mark.skipif(bool(NAPARI), reason=f"no napari window: {NAPARI}")
 
 
 @pytest.mark.parametrize("name", ["LPS", "RAS", "LAS", "SPL", "PIR", "AIR", "oblique 20", "oblique permuted"])
@@ -78,23 +85,63 @@ def test_one_sentence_says_what_is_missing(monkeypatch):
     assert "cannot reach the display :97" in viewer.why_not()
 
 
-@pytest.mark.skipif(bool(NAPARI), reason=f"no napari window: {NAPARI}")
-@pytest.mark.filterwarnings("default")
-def test_a_window_shows_the_left_lung_on_the_right(tmp_path):
+def test_nothing_asks_for_qt_before_a_window_is_opened():
+    """No import of it at the top of a file: `mg3d` and `widgets` are there without Qt."""
+    for file in (path for folder in ("mg3d", "widgets") for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.parse(file.read_text()).body:
+            for one in ast.walk(node) if not isinstance(node, ast.FunctionDef | ast.ClassDef) else ():
+                names = [a.name for a in one.names] if isinstance(one, ast.Import) else [getattr(one, "module", "")]
+                assert not {str(name).split(".")[0] for name in names} & {"napari", "qtpy", *viewer.BINDINGS}
+
+
+def pictured(shown, name: str) -> np.ndarray:
+    """The canvas as painted, [rows, columns, RGB]; the whole window is kept as a picture."""
     from qtpy.QtWidgets import QApplication
+
+    shown.window.resize(1300, 900)
+    QApplication.processEvents()
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    shown.screenshot(str(SHOTS / f"{name}.png"), canvas_only=False)
+    return shown.screenshot()[..., :3].astype(int)
+
+
+@WINDOW
+@pytest.mark.filterwarnings("default")
+def test_a_window_shows_the_left_lung_on_the_right():
+    from qtpy.QtWidgets import QListWidget
 
     volume, affine = phantom(DIRECTIONS["LAS"], (3.0, 3.0, 3.0))
     maps = np.zeros((2, *volume.shape), np.float32)
     maps[0] = volume > 0
     maps[1][2:5, 2:5, 2:5] = 1
     shown = viewer.view_attention(volume, affine, sentences=["A nodule.", "A corner."], maps=maps, outlines=volume > 0)
-    shown.window.resize(1300, 900)
-    QApplication.processEvents()
+    pixels = pictured(shown, "attention")
     np.testing.assert_allclose(shown.dims.point, world(NODULE_MM), atol=14)
-    pixels = shown.screenshot(os.environ.get("MG3D_SHOT", str(tmp_path / "napari.png")))[..., :3].astype(int)
     bright = np.argwhere(pixels.min(-1) > 200)
     assert len(bright)
     assert np.median(bright[:, 1]) > pixels.shape[1] / 2
+    lines = shown.window._qt_window.findChild(QListWidget)
+    lines.setCurrentRow(1)  # as a click would
+    np.testing.assert_allclose(shown.dims.point, world(to_mm((3, 3, 3), affine)), atol=3)
+    assert np.abs(pictured(shown, "attention_corner") - pixels).max() > 100
     shown.dims.order = (1, 0, 2)
     assert str(shown.camera.orientation2d[0]).lower().endswith("up")
+    shown.close()
+
+
+@WINDOW
+@pytest.mark.filterwarnings("default")
+def test_a_window_shows_what_was_missed_in_yellow():
+    from qtpy.QtWidgets import QListWidget
+
+    volume, affine = phantom(DIRECTIONS["RAS"], (3.0, 3.0, 3.0))
+    truth = volume > 0
+    shown = viewer.view_errors(volume, affine, truth=truth, predictions={"a": np.zeros_like(truth)})
+    pixels = pictured(shown, "errors")
+    yellow = np.argwhere((pixels[..., 0] > 120) & (pixels[..., 1] > 100) & (pixels[..., 2] < 90))
+    assert len(yellow)
+    assert np.median(yellow[:, 1]) > pixels.shape[1] / 2
+    lines = shown.window._qt_window.findChild(QListWidget)
+    assert "a: missed" in lines.item(0).text()
+    np.testing.assert_allclose(shown.dims.point, world(NODULE_MM), atol=14)
     shown.close()
