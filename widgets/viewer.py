@@ -22,6 +22,7 @@ from widgets.geometry import Point, coarse, to_mm
 from widgets.layers import Layer, attention_layers, error_layers, share, upright, world
 from widgets.panels import Window
 
+BONES = (150.0, 1500.0)  # HU, what a rendering shows from black to white
 BINDINGS = ("PySide6", "PyQt6", "PyQt5", "PySide2")
 _INSTALL = 'install it with  pip install "mg3d[viewer]"'
 _PROBE = """
@@ -130,7 +131,10 @@ def why_not() -> str:
 
 
 def _opened(title: str, layers: Sequence[Layer]) -> Any:
-    """A napari viewer with layers, millimetres at its scale bar, and the head up in every plane."""
+    """A napari viewer with layers, millimetres at its scale bar, the head up in every plane, and in 3-D the bones.
+
+    A rendering shows the brightest voxel of each ray: in the window of a slice that is skin everywhere.
+    """
     import napari  # pyright: ignore[reportMissingImports]
 
     viewer: Any = napari.Viewer(title=f"MG-3D {title} (research use only)")
@@ -141,7 +145,13 @@ def _opened(title: str, layers: Sequence[Layer]) -> Any:
     def head_up(_event: object = None) -> None:
         viewer.camera.orientation2d = ("up" if viewer.dims.displayed[-2] == 0 else "down", "right")
 
+    ct, window = viewer.layers["CT"], viewer.layers["CT"].contrast_limits
+
+    def bones_in_3d(_event: object = None) -> None:
+        ct.contrast_limits = BONES if viewer.dims.ndisplay == 3 else window
+
     viewer.dims.events.order.connect(head_up)
+    viewer.dims.events.ndisplay.connect(bones_in_3d)
     head_up()
     return viewer
 
