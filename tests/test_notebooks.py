@@ -7,7 +7,7 @@ import json
 import re
 import sys
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import nbformat
@@ -15,7 +15,7 @@ import pytest
 
 from mg3d import batch, html
 from mg3d.parameters import check, parameters_of
-from mg3d.recipe import Plan, Recipe
+from mg3d.recipe import SCALES, Plan, Recipe, Scale
 from mg3d.transfer import STUDIES, Transfer
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
@@ -217,45 +217,79 @@ def execute(file: Path, tmp_path: Path, **parameters) -> list:
     return values
 
 
-QUICK = {"scale": "demo", "steps": 2, "batch": 4}  # the same for all, so that they share one pre-training
-LESS = {"08_segmentation_errors": {"batch": 1}}  # a patch costs as much as four volumes
+QUICK = {"scale": "demo", "steps": 2, "batch": 4, "text": "tiny"}  # the same for all, so that they share a pre-training
+# a patch costs as much as four volumes; of few patients more have pneumonia than large nodules
+LESS = {"08_segmentation_errors": {"batch": 1, "steps": 1, "study": "covid19-20"}}
+PICTURES = {
+    "00_tour": 2,
+    "01_data": 3,
+    "02_pretrain": 2,
+    "03_ablations": 1,
+    "04_scaling_law": 2,
+    "05_downstream": 2,
+    "06_tables": 2,
+    "07_attention_maps": 2,
+    "08_segmentation_errors": 2,
+}
 
 
+def smaller() -> dict[str, Scale]:
+    """Scale demo and its nested sizes with a third of the volumes, and of the voxels of each less than half."""
+    rows = {name: row for name, row in SCALES.items() if name.split("-")[0] == "demo"}
+    less = {n: (row.volumes // 3, row.valid // 2, row.test // 2) for n, row in rows.items()}
+    names = ("volumes", "valid", "test")
+    return {n: replace(r, shape=(48, 36, 48), **dict(zip(names, less[n], strict=True))) for n, r in rows.items()}
+
+
+def start_up(folder: Path, rows: dict[str, Scale]) -> Path:
+    """A folder for IPYTHONDIR: kernels that start with it have these scales."""
+    file = folder / "profile_default" / "startup" / "scales.py"
+    file.parent.mkdir(parents=True)
+    file.write_text(f"from mg3d.recipe import SCALES, Scale\nSCALES.update({rows!r})\n")
+    return folder
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path) -> None:
+    """Every kernel and this process have the scales of `smaller`."""
+    rows = smaller()
+    for name, row in rows.items():
+        monkeypatch.setitem(SCALES, name, row)
+    monkeypatch.setenv("IPYTHONDIR", str(start_up(tmp_path / "ipython-small", rows)))
+
+
+@pytest.mark.timeout(3600)  # for a machine that is busy; alone it takes minutes
+@pytest.mark.usefixtures("small")
 def test_the_notebooks_run_one_after_the_other(tmp_path, monkeypatch, capsys):
+    from widgets.attention import AttentionExplorer
+    from widgets.errors import ErrorViewer
     from widgets.figures import Picture
+    from widgets.volume import VolumeView
 
     monkeypatch.setenv("MG3D_HOME", str(tmp_path / "home"))
     pictures = {}
     for file in NOTEBOOKS:
         values = execute(file, tmp_path, **QUICK | LESS.get(file.stem, {}))
-        shown = [v for v in values if isinstance(v, Picture)]
+        viewers = [v.figure() for v in values if isinstance(v, AttentionExplorer | ErrorViewer | VolumeView)]
+        shown = [v for v in values if isinstance(v, Picture)] + viewers
         assert all(p.png().startswith(b"\x89PNG") and p.alt for p in shown)
         pictures[file.stem] = len(shown)
-    assert pictures == {
-        "00_tour": 2,
-        "01_data": 3,
-        "02_pretrain": 2,
-        "03_ablations": 1,
-        "04_scaling_law": 2,
-        "05_downstream": 2,
-        "06_tables": 2,
-        "07_attention_maps": 1,
-        "08_segmentation_errors": 1,
-    }
+    assert pictures == PICTURES
     # one pre-training that all share, two fine-tunings; three ablations, four smaller sizes, and ten heads of theirs
     runs = sorted((tmp_path / "home" / "runs").iterdir())
     assert len(runs) == 20
     capsys.readouterr()
 
     # the same by papermill, in a kernel, on what is there: one notebook is enough to see that it is the same
-    out = tmp_path / "out"
-    (result,) = batch.run([FOLDER / "02_pretrain.ipynb"], out=out, parameters=QUICK, html=True)
+    out, given = tmp_path / "out", {name: QUICK[name] for name in ("scale", "text")}
+    (result,) = batch.run([FOLDER / "01_data.ipynb"], out=out, parameters=given, html=True)
     assert result.status == "done", result.error
-    executed, page = read(out / "02_pretrain.ipynb"), (out / "02_pretrain.html").read_text()
-    assert sum("image/png" in o.get("data", {}) for c in code(executed) for o in c.outputs) == 2
+    executed, page = read(out / "01_data.ipynb"), (out / "01_data.html").read_text()
+    assert sum("image/png" in o.get("data", {}) for c in code(executed) for o in c.outputs) == PICTURES["01_data"]
     assert sorted((tmp_path / "home" / "runs").iterdir()) == runs
     assert "widgets" not in executed.metadata
-    assert page.count('src="data:image/png;base64') == 2
+    assert (out / "01_data.ipynb").stat().st_size < 2_000_000
+    assert page.count('src="data:image/png;base64') == PICTURES["01_data"]
     assert offline(page)
 
 
