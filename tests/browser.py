@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,15 +128,18 @@ class Visit:
 
     def run_all(self, name: str, *, cells: int) -> None:
         """Open a notebook, run all of its `cells` code cells, and wait until the last one is done."""
+        from playwright import sync_api as playwright
+
         page = self.page
         page.goto(f"{self.address}/lab/tree/{name}?token={TOKEN}&reset")
         page.wait_for_selector(".jp-Notebook .jp-Cell")
         page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", state="attached")
         for _ in range(20):  # a menu that is clicked just after the kernel is idle is not always heard
+            page.keyboard.press("Escape")  # a menu that is still open would be closed by the click
             page.get_by_role("menuitem", name="Run", exact=True).click()
             page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-            page.wait_for_timeout(4000)
-            if page.evaluate(f"{PROMPTS}.some(t => /\\[[*\\d]+\\]/.test(t))"):
+            with suppress(playwright.TimeoutError):
+                page.wait_for_function(f"{PROMPTS}.some(t => /\\[[*\\d]+\\]/.test(t))", timeout=15_000)
                 break
         page.wait_for_function(f"{PROMPTS}.some(t => t.includes('[{cells}]')) || document.querySelector('{FAULT}')")
         fault = page.locator(FAULT)
@@ -180,12 +183,18 @@ class Viewer:
             slider.locator(".noUi-handle").press(key)
 
     def click(self, panel: int, *, x: float, y: float) -> None:
-        """Click into a panel, at shares of its width and height from its upper left corner."""
+        """Click into a panel, at shares of its width and height from its upper left corner; return when it was heard.
+
+        A plot keeps one message for a busy kernel: what the mouse does next would take the place of a click.
+        """
         left, top, width, height = self.panels()[panel].box
-        self.page.mouse.move(left + x * width - 3, top + y * height - 3)
+        said, shown = self.texts(), self.pictures()
+        self.page.mouse.move(left + x * width - 3, top + y * height - 3)  # plotly hovers over what the mouse moves in
         self.page.mouse.move(left + x * width, top + y * height)
-        self.page.wait_for_timeout(300)  # plotly clicks what it hovers over, and hovers a moment after the mouse
+        until(lambda: self.texts() != said, "the read-out of what is under the mouse")
         self.page.mouse.click(left + x * width, top + y * height)
+        with suppress(AssertionError):  # in one of many clicks the crosshair stays in its slices
+            until(lambda: self.pictures() != shown, "other slices", seconds=20)
         self.page.mouse.move(2, 2)  # the read-out follows the mouse as long as it is over a plane
 
     def shot(self, panel: int) -> np.ndarray:
