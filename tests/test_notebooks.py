@@ -275,9 +275,9 @@ def test_the_notebooks_run_one_after_the_other(tmp_path, monkeypatch, capsys):
         assert all(p.png().startswith(b"\x89PNG") and p.alt for p in shown)
         pictures[file.stem] = len(shown)
     assert pictures == PICTURES
-    # one pre-training that all share, two fine-tunings; three ablations, four smaller sizes, and ten heads of theirs
+    # one pre-training that all share, three fine-tunings; three ablations, four smaller sizes, and ten heads of theirs
     runs = sorted((tmp_path / "home" / "runs").iterdir())
-    assert len(runs) == 20
+    assert len(runs) == 21
     capsys.readouterr()
 
     # the same by papermill, in a kernel, on what is there: one notebook is enough to see that it is the same
