@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ def job(plan: Plan, *, notebooks: Path = NOTEBOOKS, html: bool = False) -> Outco
             return Outcome(plan, "was done")
         run.path.mkdir(parents=True, exist_ok=True)
         logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of fields that the first cell does not name
-        result = _run(notebooks / name, changed(plan), out=run.path, html=html, again=True)
+        result = _run(notebooks / name, plan.changed, out=run.path, html=html, again=True)
         if result.status == "failed":
             return Outcome(plan, "failed", result.seconds, result.error, result.traceback)
         if not run.done:
@@ -109,12 +109,6 @@ def job(plan: Plan, *, notebooks: Path = NOTEBOOKS, html: bool = False) -> Outco
                 f"{notebooks / name} was executed, but {run.path} is not done: is it the plan's notebook?"
             )
         return Outcome(plan, "done", result.seconds)
-
-
-def changed(plan: Plan) -> dict[str, Any]:
-    """The fields of a plan that are not the default: what its notebook is given."""
-    values = {f.name: (getattr(plan, f.name), f.default) for f in fields(plan)}  # pyright: ignore[reportArgumentType]
-    return {name: value for name, (value, default) in values.items() if value != default}
 
 
 def _run(

@@ -6,12 +6,11 @@ read from the folders of the runs; what is not says what to run.
 
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from mg3d import paths
 from mg3d.metrics import Interval
 from mg3d.paper import RUNS, Printed
 from mg3d.recipe import SCALES, SMALLER, Recipe
@@ -75,28 +74,24 @@ class Cell:
     @property
     def missing(self) -> list[Recipe | Transfer]:
         """What is still to run, in order."""
-        return [job for job in once(self.jobs) if not _run(job).done]
+        return [job for job in once(self.jobs) if not Run.of(job).done]
 
     @property
     def runs(self) -> dict[int, Run]:
         """The finished fine-tuning of each seed that has one."""
-        found = {transfer.seed: _run(transfer) for _, transfer in self.jobs}
+        found = {transfer.seed: Run.of(transfer) for _, transfer in self.jobs}
         return {seed: run for seed, run in found.items() if run.done}
 
 
 def command(job: Recipe | Transfer) -> str:
     """The shell command that runs a job: what differs from the defaults, as words."""
-    words = [f"{f.name}={getattr(job, f.name)}" for f in fields(job) if getattr(job, f.name) != f.default]
+    words = [f"{name}={value}" for name, value in job.changed.items()]
     return shlex.join(["python", "-m", "mg3d.train" if isinstance(job, Recipe) else "mg3d.tune", *words])
 
 
 def once(pairs: Iterable[tuple[Recipe | None, Transfer]]) -> list[Recipe | Transfer]:
     """The jobs of pairs, each once, in order."""
     return list({job.id: job for pair in pairs for job in pair if job is not None}.values())
-
-
-def _run(job: Recipe | Transfer) -> Run:
-    return Run(paths.runs() / job.id)
 
 
 def line(cell: Cell) -> dict[str, Any]:

@@ -13,14 +13,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 from mg3d import paths
-from mg3d.jobs import DESK, Busy, Execute, Outcome, attempt, finished, lacking, needs, ordered, run_of
+from mg3d.jobs import DESK, Busy, Execute, Outcome, attempt, finished, lacking, needs, ordered
 from mg3d.recipe import Plan
-
-if TYPE_CHECKING:
-    pass
+from mg3d.runs import Run
 
 REQUEUES = 100  # of a job whose time was up
 MONTH_MIN = 60.0 * 24 * 30  # on one machine no job's time is up
@@ -227,5 +225,5 @@ def _outcome(plan: Plan, number: str) -> Outcome:
         return job.result()
     if finished(plan):
         return Outcome(plan, "done")
-    why = f"job {number} left the queue without a word; its run is at step {run_of(plan).step} and goes on next time"
+    why = f"job {number} left the queue without a word; its run is at step {Run.of(plan).step} and goes on next time"
     return Outcome(plan, "failed", why=why, traceback=job.paths.stderr)

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from mg3d import paths
-from mg3d.jobs import NOTEBOOK, Outcome, clock, finished, lacking, needs, ordered, run_of
+from mg3d.jobs import NOTEBOOK, Outcome, clock, finished, lacking, needs, ordered
 from mg3d.recipe import Plan
 from mg3d.runs import DamagedRun, Run, find
 
@@ -29,7 +29,7 @@ def listing(plans: Iterable[Plan], *, jobs: int = 1) -> str:
     wide = max((len(i) for i in by_id), default=0)
     lines, costs = [], list[float | None]()
     for plan in plans:
-        run, steps, about = run_of(plan), plan.filled.steps, ""
+        run, steps, about = Run.of(plan), plan.filled.steps, ""
         speed = measured.get(_alike(plan, by_id))
         if speed is None and (speed := measured.get(_alike(plan, by_id, variant=False))) is not None:
             about = "about "

@@ -48,11 +48,11 @@ def divisions(transfer: Transfer, *, seeds: int = SEEDS) -> dict[str, Line]:
             raise ValueError(f"{run.path.name}: {transfer.row.metric} is undefined on its test split: {why}")
     tests = len({line["protocol"]["cases"]["test"] for line in said})
     shared = [name for name in said[0]["test"] if all(name in line["test"] for line in said)]
-    return {name: _line(runs, name, tests=tests) for name in shared}
+    values = {name: [line["test"][name]["value"] for line in said] for name in shared}
+    return {name: _line(runs, name, values[name], tests=tests) for name in shared}
 
 
-def _line(runs: Sequence[Run], metric: str, *, tests: int) -> Line:
-    values = [tune.results(run)["test"][metric]["value"] for run in runs]
+def _line(runs: Sequence[Run], metric: str, values: Sequence[float], *, tests: int) -> Line:
     mean, low, high = map(float, compare.score(runs, metric))
     return Line(mean, float(np.std(values, ddof=1)), low, high, len(runs), tests)
 

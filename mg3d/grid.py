@@ -137,11 +137,7 @@ def setting(recipe: Recipe, *, steps: int = 0) -> dict[str, Any]:
         one_of("scale of a table", recipe.scale, tuple(SMALLER))
     toy, given = recipe.scale in SMALLER, {"steps": steps} if recipe.scale == "demo" else {}
     named = ("method", "encoder", "variant", "scale", "seed")
-    given |= {
-        f.name: getattr(recipe, f.name)
-        for f in fields(recipe)
-        if f.name not in named and getattr(recipe, f.name) != f.default
-    }
+    given |= {name: value for name, value in recipe.changed.items() if name not in named}
     return {
         "scale": recipe.scale if toy else REAL,
         "seeds": tuple(recipe.seed + n for n in range(1 if recipe.scale == "demo" else len(SEEDS))),

@@ -52,11 +52,6 @@ class Outcome:
 Execute = Callable[[Plan], Outcome]  # raises Busy
 
 
-def run_of(plan: Plan) -> Run:
-    """The run of a plan, there or not."""
-    return Run(paths.runs() / plan.id)
-
-
 def needs(plan: Plan) -> str:
     """The id of the run that a plan starts from, "" for none."""
     return plan.run if isinstance(plan, Transfer) else ""
@@ -64,7 +59,7 @@ def needs(plan: Plan) -> str:
 
 def finished(plan: Plan) -> bool:
     """Whether a job is done: its run is, and its notebook is executed."""
-    run = run_of(plan)
+    run = Run.of(plan)
     return run.done and (run.path / NOTEBOOK[type(plan)]).exists()
 
 
@@ -92,7 +87,7 @@ def ordered(plans: Iterable[Plan]) -> list[Plan]:
 @contextmanager
 def claim(plan: Plan) -> Iterator[Run]:
     """Hold a job for this process, if nobody trains its run. Raises Busy."""
-    desk, run = Run(paths.runs() / DESK / plan.id), run_of(plan)
+    desk, run = Run(paths.runs() / DESK / plan.id), Run.of(plan)
     desk.path.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         _hold(held, desk, seconds=0.0)
@@ -149,7 +144,7 @@ def attempt(plan: Plan, execute: Execute) -> Outcome:
     except Busy as busy:
         return Outcome(plan, "busy", why=str(busy))
     except Exception as error:  # whatever stops one job must not stop the next
-        file = run_of(plan).path / "job.traceback.txt"
+        file = Run.of(plan).path / "job.traceback.txt"
         with suppress(OSError):
             paths.write_atomic(file, traceback.format_exc().encode())
         said = str(error).strip().partition("\n")[0]
@@ -184,7 +179,7 @@ class _Floor:
     def _in_preparation(self, plan: Plan) -> bool:
         """Whether a running job has yet to prepare the data that a plan needs: it writes its plan's file after that."""
         beside = [p for p in self.running.values() if _data_of(p) == _data_of(plan)]
-        return any(not (run_of(p).path / p.FILE).exists() for p in beside)
+        return any(not (Run.of(p).path / p.FILE).exists() for p in beside)
 
     def came_back(self, plan: Plan, outcome: Outcome) -> None:
         """Settle a job, or put it back when another process has it."""

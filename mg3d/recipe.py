@@ -89,6 +89,12 @@ class Plan(ABC):
     def id(self) -> str:
         """A readable name plus a hash of all that changes the outcome."""
 
+    @property
+    def changed(self) -> dict[str, Any]:
+        """The fields that are not the default: what says the plan in the fewest words."""
+        values = {f.name: (getattr(self, f.name), f.default) for f in fields(self)}  # pyright: ignore[reportArgumentType]
+        return {name: value for name, (value, default) in values.items() if value != default}
+
     @classmethod
     def from_notebook(cls: type[AnyPlan], namespace: Mapping[str, Any]) -> AnyPlan:
         """The plan that a notebook's parameters cell, and the cell papermill injects, spell out.

@@ -46,9 +46,14 @@ class Run:
         return f"Run({self.path.name}: {'done' if self.done else f'step {self.step}'})"
 
     @classmethod
+    def of(cls, plan: Plan) -> "Run":
+        """The run of a plan, there or not."""
+        return cls(paths.runs() / plan.id)
+
+    @classmethod
     def open(cls, plan: Plan) -> "Run":
         """The run of a recipe, its folder made when there is none. With resume=False an old one is put aside first."""
-        run = cls(paths.runs() / plan.id)
+        run = cls.of(plan)
         if not plan.resume and run.path.exists():
             _put_aside(run.path)
         if not (run.path / plan.FILE).exists():

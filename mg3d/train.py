@@ -170,7 +170,7 @@ def pretrain(recipe: Recipe) -> Run:
     with distributed.processes():
         if distributed.world() > 1:
             recipe = replace(recipe, gpus=distributed.world())
-        run = Run(paths.runs() / recipe.id)
+        run = Run.of(recipe)
         if not (run.done and recipe.resume):
             found = cohort(recipe)  # before the run's folder is made: a run that cannot start leaves none
             with distributed.first() as first:

@@ -57,7 +57,7 @@ def finetune(transfer: Transfer) -> Run:
     """
     if distributed.expected() > 1:
         raise RuntimeError("fine-tuning runs in one process: start it without torchrun")
-    run = Run(paths.runs() / transfer.id)
+    run = Run.of(transfer)
     if not (run.done and transfer.resume):
         origin = source_of(transfer)
         material = studies.material(transfer)  # before the run's folder is made: a run that cannot start leaves none

@@ -15,8 +15,9 @@ import pytest
 from toy_jobs import BAD_SEED, EVERY, STEPS, journal, notebooks, recipe
 
 from mg3d import batch
-from mg3d.jobs import finished, run_of
+from mg3d.jobs import finished
 from mg3d.recipe import Recipe
+from mg3d.runs import Run
 from mg3d.transfer import Transfer
 
 
@@ -28,15 +29,15 @@ def home(tmp_path, monkeypatch):
 
 def file_of(folder: Path, *plans) -> Path:
     """A file of jobs."""
-    entries = [{type(p).__name__.lower(): batch.changed(p)} for p in plans]
+    entries = [{type(p).__name__.lower(): p.changed} for p in plans]
     (folder / "jobs.json").write_text(json.dumps(entries))
     return folder / "jobs.json"
 
 
 def test_a_notebook_is_given_what_is_not_the_default():
-    assert batch.changed(Recipe()) == {}
+    assert Recipe().changed == {}
     plan = Transfer(study="msd06", probe=True, share=0.1, lr=1e-4)
-    assert batch.changed(plan) == {"study": "msd06", "probe": True, "share": 0.1, "lr": 1e-4}
+    assert plan.changed == {"study": "msd06", "probe": True, "share": 0.1, "lr": 1e-4}
 
 
 def test_jobs_from_the_command_line(home, tmp_path, capsys):
@@ -52,10 +53,10 @@ def test_jobs_from_the_command_line(home, tmp_path, capsys):
     assert said.count("] ") == 3
     assert f"{bad.id} failed after 0:" in said
     for one, name in ((good, "02_pretrain"), (plan, "05_downstream")):
-        executed = nbformat.read(run_of(one).path / f"{name}.ipynb", as_version=4)
-        assert executed.metadata["mg3d"]["parameters"] == batch.changed(one)
-        assert (run_of(one).path / f"{name}.html").exists()
-    folder = run_of(bad).path
+        executed = nbformat.read(Run.of(one).path / f"{name}.ipynb", as_version=4)
+        assert executed.metadata["mg3d"]["parameters"] == one.changed
+        assert (Run.of(one).path / f"{name}.html").exists()
+    folder = Run.of(bad).path
     assert "this seed brings bad luck" in (folder / "02_pretrain.traceback.txt").read_text()
     assert (folder / "02_pretrain.failed.ipynb").exists()
     assert not (folder / "02_pretrain.ipynb").exists()
@@ -113,7 +114,7 @@ def test_killed_at_any_moment_and_started_again_nothing_is_lost_or_repeated(home
     lines = journal(home)
     for plan in plans:
         steps = [int(line.split()[1]) for line in lines if line.startswith(plan.id)]
-        assert list(run_of(plan).metrics["step"]) == list(range(1, STEPS + 1))  # each once, in order
+        assert list(Run.of(plan).metrics["step"]) == list(range(1, STEPS + 1))  # each once, in order
         again = len(steps) - STEPS
         assert 0 <= again <= kills * EVERY  # of a cut run, what came after its checkpoint
         jumps = [(a, b) for a, b in itertools.pairwise(steps) if b != a + 1]

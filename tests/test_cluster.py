@@ -15,8 +15,9 @@ from toy_jobs import BAD_SEED, STEPS, execute, journal, notebooks, recipe
 
 from mg3d import cluster, paths
 from mg3d.cluster import Asked, Local, Remote
-from mg3d.jobs import DESK, Busy, claim, finished, run_of, work
+from mg3d.jobs import DESK, Busy, claim, finished, work
 from mg3d.recipe import Recipe
+from mg3d.runs import Run
 from mg3d.transfer import Transfer
 
 pytest.importorskip("submitit")
@@ -64,7 +65,7 @@ def test_a_job_that_is_taken_away_comes_back_and_goes_on(home):
     executor = LocalExecutor(paths.runs() / DESK / "log")
     executor.update_parameters(timeout_min=60)
     job = executor.submit(Remote(partial(execute, seconds=0.15), plan, str(home)))
-    until(lambda: run_of(plan).step >= 6)
+    until(lambda: Run.of(plan).step >= 6)
     (task,) = Path(f"/proc/{job.job_id}/task/{job.job_id}/children").read_text().split()
     os.kill(int(task), signal.SIGUSR2)  # what a cluster sends before it takes a node away
     assert job.result().status == "done"
@@ -98,7 +99,7 @@ def test_what_a_machine_has(monkeypatch, home):
 
 def test_plans_share_an_array_unless_they_wait_for_different_runs(home):
     a, b, large = recipe(0), recipe(1), replace(recipe(2), gpus=4)
-    paths.write_atomic(run_of(b).path / "done.json", b"{}")
+    paths.write_atomic(Run.of(b).path / "done.json", b"{}")
     plans = [after(a), a, b, after(b), large, after(a, seed=1)]
     arrays = cluster._arrays(plans, Asked())
     assert arrays == [[a, b, after(b)], [large], [after(a), after(a, seed=1)]]
@@ -160,7 +161,7 @@ def test_notebooks_from_the_command_line(home, where, tmp_path, request, monkeyp
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 jobs: 2 done" in done.stdout
-    assert all(run_of(Recipe(steps=STEPS, seed=seed)).done for seed in (0, 1))
+    assert all(Run.of(Recipe(steps=STEPS, seed=seed)).done for seed in (0, 1))
     assert len(journal(home)) == len(set(journal(home))) == 2 * STEPS
 
 
@@ -186,7 +187,7 @@ def test_a_job_that_slurm_takes_away_comes_back_and_goes_on(home, slurm):
 
     def interrupt(line: str) -> None:
         if "with Slurm" in line:
-            until(lambda: run_of(plan).step >= 3)
+            until(lambda: Run.of(plan).step >= 3)
             number = cluster._sent(plan)
             SlurmJob(paths.runs() / DESK / "%j", number)._interrupt(timeout=True)
             look = ["squeue", "--noheader", "--format", "%T"]
@@ -199,7 +200,7 @@ def test_a_job_that_slurm_takes_away_comes_back_and_goes_on(home, slurm):
     steps = [int(line.split()[1]) for line in journal(home)]
     assert sorted(set(steps)) == list(range(1, STEPS + 1))
     assert 0 <= len(steps) - STEPS <= 3
-    assert list(run_of(plan).metrics["step"]) == list(range(1, STEPS + 1))
+    assert list(Run.of(plan).metrics["step"]) == list(range(1, STEPS + 1))
 
 
 def test_a_job_that_slurm_lost_is_named_and_sent_again(home, slurm, monkeypatch):
@@ -208,13 +209,13 @@ def test_a_job_that_slurm_lost_is_named_and_sent_again(home, slurm, monkeypatch)
 
     def cancel(line: str) -> None:
         if "with Slurm" in line:
-            until(lambda: run_of(plan).step >= 3)
+            until(lambda: Run.of(plan).step >= 3)
             subprocess.run(["scancel", "--signal=KILL", cluster._sent(plan)], check=True)
 
     (lost,) = cluster.slurm([plan], partial(execute, seconds=2.0), say=cancel, **how)
     assert lost.status == "failed"
-    assert f"its run is at step {run_of(plan).step} and goes on next time" in lost.why
+    assert f"its run is at step {Run.of(plan).step} and goes on next time" in lost.why
     assert lost.traceback.exists()
     (found,) = cluster.slurm([plan], execute, say=lambda _: None, **how)
     assert found.status == "done"
-    assert list(run_of(plan).metrics["step"]) == list(range(1, STEPS + 1))
+    assert list(Run.of(plan).metrics["step"]) == list(range(1, STEPS + 1))

@@ -11,7 +11,7 @@ import pytest
 from toy_jobs import BAD_SEED, STEPS, execute, journal, recipe, train
 
 from mg3d import costs, lists
-from mg3d.jobs import Busy, Outcome, claim, ordered, run_of, threads, work
+from mg3d.jobs import Busy, Outcome, claim, ordered, threads, work
 from mg3d.recipe import Recipe
 from mg3d.runs import Run
 from mg3d.transfer import Transfer
@@ -105,7 +105,7 @@ def test_a_run_that_was_cut_off_goes_on_from_its_checkpoint(home, monkeypatch):
         assert carried_out([plan])[0][plan.id].status == "failed"
     assert carried_out([plan])[0][plan.id].status == "done"
     assert [int(line.split()[1]) for line in journal(home)] == [*range(1, 9), *range(7, 13)]
-    assert list(run_of(plan).metrics["step"]) == list(range(1, 13))
+    assert list(Run.of(plan).metrics["step"]) == list(range(1, 13))
 
 
 # other processes ---------------------------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ def test_costs_come_from_the_logs_of_like_runs(home):
         f"{after(b).id} new 12 steps unknown, after {b.id}",
         "5 jobs: 5 to do; 1.1 h of steps, and 2 of unknown cost; 2 at a time",
     ]
-    run_of(a).path.rename(home / "runs" / "made-of-other-numbers")
+    Run.of(a).path.rename(home / "runs" / "made-of-other-numbers")
     assert "unknown" in costs.listing([b])
     logged(after(a), 2.0, steps=5)
     assert "0:24 min" in costs.listing([after(a, seed=1)])  # same encoder, same study
@@ -206,7 +206,7 @@ def test_costs_see_the_encoder_that_a_transfer_starts_from(home):
     assert costs.speeds([after(small, seed=1)])
     assert not costs.speeds([Transfer(steps=STEPS)])
     assert costs.speeds([Transfer(steps=STEPS, encoder="unet")])
-    (run_of(small).path / "recipe.json").write_text("{")  # a damaged one is like none
+    (Run.of(small).path / "recipe.json").write_text("{")  # a damaged one is like none
     assert "unknown" in costs.listing([replace(recipe(1), encoder="unet")])
 
 

@@ -60,7 +60,7 @@ ARROWS = {  # part of mg3d: parts that it may import
     "jobs": "recipe runs transfer paths",
     "costs": "jobs recipe runs paths",
     "lists": "tables recipe transfer",
-    "cluster": "jobs recipe paths",
+    "cluster": "jobs recipe runs paths",
     "batch": "cluster costs lists jobs parameters recipe html paths",
     "__init__": "train maps grounding probing tune runs recipe transfer",  # lazily
 }

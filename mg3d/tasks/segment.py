@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mg3d.decoders import UNetDecoder
 from mg3d.encoders import Encoder
-from mg3d.metrics import Interval, bootstrap, dice, hd95, nsd, surface_distances
+from mg3d.metrics import Interval, bootstrap, dice, hd95, mean_of_defined, nsd, surface_distances, weighted_means
 from mg3d.tasks import Task
 from mg3d.types import Batch, Losses
 
@@ -112,7 +112,7 @@ class Segment(Task):
         """Means over cases of each metric and class, and over classes of these."""
         line: dict[str, float] = {}
         for metric, values in table.items():
-            each = _means(values, np.ones((1, len(values))))[0]
+            each = weighted_means(values, np.ones((1, len(values))))[0]
             known = {n: float(v) for n, v in zip(self.names[1:], each, strict=True) if not np.isnan(v)}
             if known:
                 line |= {metric: float(np.mean(list(known.values()))), **{f"{metric}/{n}": v for n, v in known.items()}}
@@ -133,8 +133,8 @@ class Segment(Task):
             if not known.any():
                 continue
             some = values[:, known]
-            found[metric] = bootstrap(lambda w, v=some: _over_classes(_means(v, w)), cases)
-            each = bootstrap(lambda w, v=some: _means(v, w), cases)
+            found[metric] = bootstrap(lambda w, v=some: mean_of_defined(weighted_means(v, w)), cases)
+            each = bootstrap(lambda w, v=some: weighted_means(v, w), cases)
             for i, name in enumerate(np.array(self.names[1:])[known]):
                 found[f"{metric}/{name}"] = Interval(*(float(np.asarray(x)[i]) for x in each))
         return found
@@ -159,16 +159,3 @@ class Segment(Task):
 
     def _window(self, volume: Float[Tensor, "B 1 D H W"]) -> Float[Tensor, "B K D H W"]:
         return self.decoder(volume, self.encoder(volume))
-
-
-def _means(values: Float[np.ndarray, "n classes"], weights: Float[np.ndarray, "R n"]) -> Float[np.ndarray, "R classes"]:
-    """Mean of each class over the cases where it is finite; NaN where no such case was drawn."""
-    fine = np.isfinite(values)
-    count = weights @ fine
-    return np.where(count > 0, weights @ np.where(fine, values, 0) / np.where(count > 0, count, 1), np.nan)
-
-
-def _over_classes(means: Float[np.ndarray, "R classes"]) -> Float[np.ndarray, " R"]:
-    """Mean over the classes that a resample has."""
-    fine = ~np.isnan(means)
-    return np.where(fine, means, 0).sum(1) / np.where(fine.any(1), fine.sum(1), np.nan)
