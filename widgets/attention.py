@@ -23,7 +23,8 @@ import numpy as np
 from widgets.figures import STYLE, Picture
 from widgets.geometry import PLANES, Point, coarse, to_mm
 from widgets.hands import HOME
-from widgets.live import Board, Cutter, Reader, interactive, line_of_text
+from widgets.layers import share
+from widgets.live import Board, Cutter, Reader, interactive, line_of_text, weight_of
 from widgets.panels import LIGHT, Window, caption, contour, cross, draw, heat, named, panels, size_mm
 
 COLOURS = ("plasma", "viridis", "cividis", "autumn", "turbo")  # all but the last two for every kind of colour vision
@@ -123,9 +124,9 @@ class AttentionExplorer:
             run, one = list(self.maps)[number // 3], list(cuts.values())[number % 3]
             draw(axis, one, window)
             cross(axis, one, at)
-            share = self._share(self.map(run))
-            here = coarse(self._affine, self._shape, share.shape)
-            image = heat(axis, share, one, here, at, opacity=self.opacity.value, threshold=self.threshold.value)
+            one_map = share(self.map(run))
+            here = coarse(self._affine, self._shape, one_map.shape)
+            image = heat(axis, one_map, one, here, at, opacity=self.opacity.value, threshold=self.threshold.value)
             image.set(cmap=self.colours.value, clim=(self.threshold.value, 1.0))
             if mask is not None:
                 contour(axis, mask, one, coarse(self._affine, self._shape, mask.shape), at)
@@ -143,11 +144,6 @@ class AttentionExplorer:
         """Write `figure()` as PNG or SVG, by the ending of `path`."""
         self.figure().save(path)
 
-    def _share(self, one: np.ndarray) -> np.ndarray:
-        """A map as shares of its peak; a map without any weight stays 0."""
-        top = float(np.nanmax(one))
-        return np.asarray(one / top if top > 0 else one, np.float32)
-
     def _layer(self, run: str, cutter: Cutter) -> tuple[np.ndarray, np.ndarray | None]:
         one, low = self.map(run), self.threshold.value
         top = float(np.nanmax(one))
@@ -162,9 +158,7 @@ class AttentionExplorer:
         found = []
         for run in self.maps:
             one = self.map(run)
-            value, mean, top = float(read(one)), float(one.mean()), float(one.max())
-            times = f"{value / mean:.1f}&times; its mean, {value / top:.2f} of its peak" if top > 0 else "no weight"
-            found.append(f"{escape(run)} attention {times}")
+            found.append(f"{escape(run)} attention {weight_of(one, float(read(one)))}")
         return f"<code>{' &nbsp; '.join(found)}</code>"
 
     def _build_controls(self, colours: str) -> None:

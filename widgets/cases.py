@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from widgets.figures import STYLE, Picture
 from widgets.geometry import PLANES, Point, Slice, coarse, cut, to_mm
 from widgets.panels import LIGHT, Window, caption, contour, draw, named, panels, size_mm
-from widgets.verdict import COLOURS, KINDS, codes_of, palette_of, scores_of
+from widgets.verdict import COLOURS, KINDS, codes_of, dice_of, palette_of
 
 _FINER = 4  # outlines follow the edges of the pixels
 
@@ -69,7 +69,7 @@ def qualitative(
             continue
         method = methods[column - 1]
         _regions(axis, codes[method], palette)
-        dice = scores_of(codes_of(case.predictions[method] > 0, case.truth > 0), case.affine)["Dice"]
+        dice = dice_of(codes_of(case.predictions[method] > 0, case.truth > 0))
         axis.set_title(f"{method}\nDice {dice:.3f}", color=LIGHT, size=9)
     handles = [Patch(color=tuple(palette[k]), label=kind) for k, kind in enumerate(KINDS, 1)]
     figure.legend(handles=handles, loc="upper right", ncols=3, labelcolor=LIGHT, fontsize=8.5)

@@ -14,8 +14,8 @@ from scipy import ndimage
 
 from widgets.geometry import box_mm, coarse
 from widgets.live import preset
-from widgets.panels import Window
-from widgets.verdict import COLOURS
+from widgets.panels import Window, in_hu
+from widgets.verdict import colours_of
 
 Layer = tuple[np.ndarray, dict[str, Any], str]  # what napari calls LayerData
 
@@ -60,9 +60,7 @@ def error_layers(
 
     `codes` come from `ErrorViewer.codes`, `colours` from `verdict.COLOURS`. Raises ValueError for unknown colours.
     """
-    if colours not in COLOURS:
-        raise ValueError(f"unknown colours {colours!r}; valid: {'; '.join(COLOURS)}")
-    chosen = {None: "transparent", 0: "transparent"} | dict(enumerate(COLOURS[colours], 1))
+    chosen = {None: "transparent", 0: "transparent"} | dict(enumerate(colours_of(colours), 1))
     found = [ct_layer(volume, affine, window=window, window_hu=window_hu)]
     for number, (model, one) in enumerate(codes.items()):
         look = {"colormap": chosen, "opacity": 0.55, "visible": number == 0}
@@ -76,9 +74,7 @@ def ct_layer(
     """The volume in HU, grey by its window. Raises ValueError for an unknown window and a volume not 3-D."""
     if volume.ndim != 3:
         raise ValueError(f"volume: 3 axes are needed, this one has shape {volume.shape}")
-    if window_hu is not None:
-        low, high = window_hu
-        volume = volume.astype(np.float32) * (high - low) + low
+    volume = in_hu(volume, window_hu)
     width, level = preset(window)
     look = {"colormap": "gray", "contrast_limits": (level - width / 2, level + width / 2), "blending": "translucent"}
     return _placed("CT", volume, volume, affine, "image", look)

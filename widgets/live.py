@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from widgets.frame import Frame, border, png
 from widgets.geometry import PLANES, Point, Slice, to_mm
 from widgets.hands import Hands
-from widgets.panels import WINDOWS, Window, levels
+from widgets.panels import WINDOWS, Window, in_hu, levels
 from widgets.panes import CROSS, GREY, LABELS, LINE, OVER, TRACES, build, crosshair, labels
 
 PRESETS = {**WINDOWS, "soft tissue": (350, 50)}  # width, level in HU
@@ -46,6 +46,12 @@ def place_of(at: Point) -> str:
     """A point in RAS mm in words: "R 12.0  A 3.5  S 40.2"."""
     sides = zip(("RL", "AP", "SI"), at, strict=True)
     return "  ".join(f"{ends[bool(mm < 0)]} {abs(mm):.1f}" for ends, mm in sides)
+
+
+def weight_of(one: np.ndarray, value: float) -> str:
+    """How much a map weighs a point, in words, as HTML: "2.1× its mean, 0.40 of its peak"."""
+    mean, top = float(one.mean()), float(one.max())
+    return f"{value / mean:.1f}&times; its mean, {value / top:.2f} of its peak" if top > 0 else "no weight"
 
 
 @final
@@ -131,7 +137,7 @@ class Board:
 
     def hu(self, at: np.ndarray) -> float:
         """The value of the voxel nearest to a point in RAS mm."""
-        return float(self._in_hu(self.frame.value(self.volume, at)))
+        return float(in_hu(self.frame.value(self.volume, at), self._window_hu))
 
     def move(self, at: Point) -> None:
         """Put the crosshair to a point (RAS mm); only the planes that it leaves are cut again."""
@@ -171,16 +177,10 @@ class Board:
     def cut(self, plane: str) -> Slice:
         """A plane of the volume in HU through the crosshair."""
         one = self.frame.cut(self.volume, plane=plane, at=self.at, order=1)
-        return Slice(one.plane, self._in_hu(one.pixels), one.extent_mm, one.position_mm)
+        return Slice(one.plane, in_hu(one.pixels, self._window_hu), one.extent_mm, one.position_mm)
 
     def _cutter(self, plane: str) -> Cutter:
         return lambda array, order: self.frame.cut(array, plane=plane, at=self.at, order=order).pixels
-
-    def _in_hu(self, values: Any) -> Any:
-        if self._window_hu is None:
-            return values
-        low, high = self._window_hu
-        return values * (high - low) + low
 
     def _greys(self, one: Slice) -> str:
         width, level = self.window

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from textwrap import fill
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -19,6 +20,14 @@ _HEAT = "autumn"  # red to yellow: apart from every grey, and rising in lightnes
 _HALO = [withStroke(linewidth=2.2, foreground=_DARK)]  # keeps letters legible on lung and on bone
 
 Window = str | tuple[float, float]
+
+
+def in_hu(values: Any, window_hu: tuple[float, float] | None) -> Any:
+    """Values in [0, 1] of a window of the preparation in HU, float32; without one they are in HU, and stay."""
+    if window_hu is None:
+        return values
+    low, high = window_hu
+    return np.asarray(values, np.float32) * (high - low) + low
 
 
 def levels(window: Window) -> tuple[float, float]:

@@ -79,6 +79,7 @@ def heatmap(
     axis = figure.add_subplot()
     blues = mpl.colormaps["Blues"].with_extremes(bad="#e4e4e4")
     shown = 0.08 + 0.82 * share.to_numpy()
+    beside = None if reference is None else reference.reindex(index=table.index, columns=table.columns)
     axis.imshow(np.ma.masked_invalid(shown), cmap=blues, vmin=0, vmax=1, aspect="auto")
     for row, column in np.ndindex(rows, columns):
         value, dark = table.iloc[row, column], shown[row, column] > 0.55
@@ -87,8 +88,8 @@ def heatmap(
         lift = 0.14 if reference is not None else 0.0
         weight = "bold" if share.iloc[row, column] == 1 else "normal"
         axis.text(column, row - lift, text, va="center", weight=weight, size=9.5, **style)
-        if reference is not None:
-            printed = reference.reindex(index=table.index, columns=table.columns).iloc[row, column]
+        if beside is not None:
+            printed = beside.iloc[row, column]
             below = "" if pd.isna(printed) else f"({printed:.{digits}f})"
             axis.text(column, row + 0.24, below, va="center", size=7.5, **style)
     axis.set_xticks(range(columns), [str(name).replace(" ", "\n", 1) for name in table], size=9)

@@ -18,7 +18,7 @@ import numpy as np
 
 from widgets.figures import PALETTE, STYLE, Picture
 from widgets.geometry import PLANES, Point, box_mm, coarse, cut, to_mm
-from widgets.panels import LIGHT, Window, caption, contour, cross, draw, heat, named, panels, size_mm
+from widgets.panels import LIGHT, Window, caption, contour, cross, draw, heat, in_hu, named, panels, size_mm
 
 _TISSUES = (  # name, typical HU, side of its line on which the name stands
     ("air", -1000, "left"), ("lung", -850, "left"), ("fat", -100, "right"), ("water", 0, "right"),
@@ -167,10 +167,7 @@ def _hu(volume: np.ndarray, window_hu: tuple[float, float] | None) -> np.ndarray
     volume = np.asarray(volume)
     if volume.ndim != 3:
         raise ValueError(f"volume: 3 axes are needed, this one has shape {volume.shape}")
-    if window_hu is None:
-        return volume
-    low, high = window_hu
-    return volume.astype(np.float32) * (high - low) + low
+    return in_hu(volume, window_hu)
 
 
 def _point(

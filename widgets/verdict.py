@@ -27,11 +27,16 @@ def codes_of(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
     return np.select([predicted & true, predicted, true], [1, 2, 3]).astype(np.uint8)
 
 
+def colours_of(name: str) -> tuple[str, str, str]:
+    """The colours of correct, wrong and missing voxels. Raises ValueError for an unknown name."""
+    if name not in COLOURS:
+        raise ValueError(f"unknown colours {name!r}; valid: {'; '.join(COLOURS)}")
+    return COLOURS[name]
+
+
 def palette_of(colours: str) -> np.ndarray:
     """Red, green, blue and alpha [4, 4] uint8 by code; 0 is transparent. Raises ValueError for unknown colours."""
-    if colours not in COLOURS:
-        raise ValueError(f"unknown colours {colours!r}; valid: {'; '.join(COLOURS)}")
-    solid = [[*(round(255 * c) for c in to_rgb(name)), 255] for name in COLOURS[colours]]
+    solid = [[*(round(255 * c) for c in to_rgb(name)), 255] for name in colours_of(colours)]
     return np.array([[0, 0, 0, 0], *solid], np.uint8)
 
 
@@ -59,20 +64,25 @@ def components_of(codes: np.ndarray, affine: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).sort_values("ml", ascending=False, ignore_index=True)
 
 
+def dice_of(codes: np.ndarray) -> float:
+    """Dice; NaN where neither mask has a voxel."""
+    n = np.bincount(codes.ravel(), minlength=4)
+    return float(2 * n[1] / (2 * n[1] + n[2] + n[3])) if n[1:].any() else float("nan")
+
+
 def scores_of(codes: np.ndarray, affine: np.ndarray) -> dict[str, float]:
     """Dice, and the 95th percentile of the Hausdorff distance between surfaces in mm, the larger of both directions.
 
     NaN where neither mask has a voxel; where one of them has none, Dice 0 and an infinite distance.
     """
-    n = np.bincount(codes.ravel(), minlength=4)
-    if not n[1:].any():
+    if not codes.any():
         return {"Dice": float("nan"), "HD95 mm": float("nan")}
     surfaces = [_surface((codes == 1) | (codes == alone), affine) for alone in (2, 3)]
     far = np.inf
     if all(map(len, surfaces)):
         ways = (surfaces, surfaces[::-1])
         far = max(float(np.percentile(KDTree(there).query(here)[0], 95)) for here, there in ways)
-    return {"Dice": float(2 * n[1] / (2 * n[1] + n[2] + n[3])), "HD95 mm": far}
+    return {"Dice": dice_of(codes), "HD95 mm": far}
 
 
 def written(scores: Mapping[str, float]) -> str:

@@ -26,8 +26,8 @@ from widgets.figures import Picture
 from widgets.frame import Frame
 from widgets.geometry import Point, box_mm, coarse, to_mm
 from widgets.layers import WORLD, share, upright
-from widgets.live import PRESETS, interactive, place_of, preset
-from widgets.panels import WINDOWS, Window
+from widgets.live import PRESETS, interactive, place_of, preset, weight_of
+from widgets.panels import WINDOWS, Window, in_hu
 from widgets.slices import planes
 
 SIDE = 256  # voxels; more cost the browser seconds and show no more on its canvas
@@ -74,7 +74,7 @@ class VolumeView:
                 "[D, H, W], [S, d, h, w] and S of them are needed"
             )
         self.sentences, self.maps, self.sentence = tuple(sentences), np.asarray(maps, np.float32), sentence
-        self._hu = _in_hu(volume, window_hu)
+        self._hu = in_hu(volume, window_hu)
         self._affine, self._truth, self._height = np.asarray(affine, float), truth, height
         grid = maps.shape[1:]
         covered = volume.shape if stride is None else tuple(stride * n for n in grid)
@@ -130,10 +130,10 @@ class VolumeView:
         index = np.linalg.inv(self._cells)[:3] @ [*at, 1.0]
         one = self.maps[self.sentence]
         value = float(one[tuple(np.clip(np.rint(index), 0, np.array(one.shape) - 1).astype(int))])
-        mean, top = float(one.mean()), float(one.max())
-        times = f"{value / mean:.1f}&times; its mean, {value / top:.2f} of its peak" if top > 0 else "no weight"
         hu = float(self._frame.value(self._hu, np.asarray(at, float)))
-        return f"<code>{place_of(at)} mm &nbsp; {hu:.0f} HU</code> &nbsp; <code>attention {times}</code>"
+        return (
+            f"<code>{place_of(at)} mm &nbsp; {hu:.0f} HU</code> &nbsp; <code>attention {weight_of(one, value)}</code>"
+        )
 
     def figure(self) -> Picture:
         """Three slices through the crosshair with the chosen map, as a static picture."""
@@ -248,13 +248,6 @@ class VolumeView:
         """The crosshair was moved in the browser."""
         self.at = np.array(place["mm"][:3], float)
         self.readout.value = self.words(self.at)
-
-
-def _in_hu(volume: np.ndarray, window_hu: tuple[float, float] | None) -> np.ndarray:
-    if window_hu is None:
-        return volume
-    low, high = window_hu
-    return volume.astype(np.float32) * (high - low) + low
 
 
 def _displayed(hu: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
