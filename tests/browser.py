@@ -116,7 +116,8 @@ class Visit:
         self.page.set_default_timeout(1000 * PATIENCE_S)
         self.page.add_init_script(PATIENT)
         self.page.add_init_script(STILL)
-        self.address, self.errors, self.strangers = address, [], set()
+        self.page.add_locator_handler(self.page.locator(".jp-Dialog").first, self._answer)
+        self.address, self.errors, self.strangers, self.asked = address, [], set(), []
         self.page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("request", self._asked)
@@ -145,6 +146,12 @@ class Visit:
         fault = page.locator(FAULT)
         assert not fault.count(), fault.first.inner_text()[-3000:]
 
+    def _answer(self, dialog: Any) -> None:
+        """Yes to what JupyterLab asks over the page, such as to go on without a server that is slow to answer."""
+        self.asked.append(dialog.inner_text())
+        assert len(self.asked) < 10, self.asked
+        dialog.locator("button.jp-mod-accept").click(timeout=60_000)
+
 
 class Viewer:
     """The one viewer of planes in a notebook that has been run, in the cell that it is the output of."""
@@ -170,6 +177,19 @@ class Viewer:
     def texts(self) -> list[str]:
         """All texts of the viewer above and below its planes."""
         return [text.replace("\xa0", " ") for text in self.cell.locator(".widget-html-content").all_inner_texts()]
+
+    def still(self) -> list[tuple[str, str]]:
+        """The pictures once all that was asked of the kernel is answered: it is idle, and 2 s change nothing."""
+        idle = self.page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']")
+        seen: list[Any] = []
+
+        def same() -> bool:
+            seen.append((self.pictures(), self.texts()))
+            self.page.wait_for_timeout(2000)
+            return bool(idle.count()) and seen[-1] == (self.pictures(), self.texts())
+
+        until(same, "a viewer that has come to rest")
+        return seen[-1][0]
 
     def at(self) -> np.ndarray:
         """Where the read-out says that the crosshair or the mouse is, RAS mm."""

@@ -88,7 +88,7 @@ def check_planes(viewer: Viewer, *, axial: list[int], others: list[int]) -> None
         until(lambda n=number: painted(viewer, n), "the greys in their place, the head up")
     viewer.slide("opacity", times=10)
 
-    before, at = viewer.pictures(), viewer.at()
+    before, at = viewer.still(), viewer.at()
     viewer.slide("axial", key="ArrowRight", times=3)
     until(lambda: changed(before, viewer.pictures(), 0) == axial, "another axial slice, and nothing else")
     until(lambda: viewer.at()[2] < at[2], "a lower slice in the read-out")  # slice 1 is that at the head
@@ -96,7 +96,7 @@ def check_planes(viewer: Viewer, *, axial: list[int], others: list[int]) -> None
 
     seen = {}
     for x in (0.35, 0.65):
-        before, at = viewer.pictures(), viewer.at()
+        before, at = viewer.still(), viewer.at()
         viewer.click(AXIAL, x=x, y=0.45)
         until(lambda b=before: set(changed(b, viewer.pictures(), 0)) >= {others[-1]}, "another sagittal slice")
         assert not set(changed(before, viewer.pictures(), 0)) & set(axial)  # the click was in this very slice
@@ -131,7 +131,7 @@ def check_sentences(viewer: Viewer) -> None:
     texts = [text.replace("\xa0", " ").strip() for text in lines.locator("option").all_inner_texts()]
     chosen = lines.evaluate("e => e.selectedIndex")
     other = (chosen + 3) % len(texts)
-    before = viewer.pictures()
+    before = viewer.still()
     lines.select_option(index=other)
     until(lambda: changed(before, viewer.pictures(), 1), "another map")
     said = re.sub(r"^\d+ +", "", texts[other])
