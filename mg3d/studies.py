@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from mg3d.data.store import Entry, Prepared
 
 SPLITS = ("train", "valid", "test")
-SPACING_MM, PATCH = (5.625, 5.625, 5.625), (64, 64, 64)  # of the phantom's segmentations: a patch is a whole volume
+# of the phantom's segmentations, voxels (mm) and voxels a side: a patch holds any volume whole, up to 396 mm, so that a
+# prediction is one window; the demo is coarser, for its three studies to take a minute or two each
+GRIDS = {"demo": (8.25, 48), "phantom": (6.25, 64)}
 WATCHED = 32  # validation volumes of a segmentation, at most: each is predicted ten times in a run
 READ = 64  # reports that are tokenised at a time
 
@@ -145,7 +147,9 @@ def _prepared(
     spec: Any = COHORTS[row.cohort].spec if row.cohort else None
     where = row.cohort if real else _recipe(transfer).size.corpus
     if isinstance(spec, PatchSpec):
-        spec = spec if real else replace(spec, spacing_mm=SPACING_MM, patch=PATCH)
+        if not real:
+            mm, side = GRIDS.get(transfer.scale.split("-")[0], GRIDS["phantom"])  # a nested size has its whole's
+            spec = replace(spec, spacing_mm=(mm,) * 3, patch=(side,) * 3)
         folder = paths.cache() / "patches" / where
         return spec, prepare_masks(listing, classes=names, spec=spec, folder=folder, progress=progress)
     if not real:

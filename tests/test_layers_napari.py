@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from test_slices import DIRECTIONS, NODULE_MM, phantom
 
 from widgets import viewer
@@ -98,7 +99,6 @@ def pictured(shown, name: str) -> np.ndarray:
     """The canvas as painted, [rows, columns, RGB]; the whole window is kept as a picture."""
     from qtpy.QtWidgets import QApplication
 
-    shown.window.resize(1300, 900)
     QApplication.processEvents()
     SHOTS.mkdir(parents=True, exist_ok=True)
     shown.screenshot(str(SHOTS / f"{name}.png"), canvas_only=False)
@@ -138,10 +138,61 @@ def test_a_window_shows_what_was_missed_in_yellow():
     truth = volume > 0
     shown = viewer.view_errors(volume, affine, truth=truth, predictions={"a": np.zeros_like(truth)})
     pixels = pictured(shown, "errors")
-    yellow = np.argwhere((pixels[..., 0] > 120) & (pixels[..., 1] > 100) & (pixels[..., 2] < 90))
+    yellow = np.argwhere((pixels[..., 0] > 120) & (pixels[..., 1] > 100) & (pixels[..., 2] < pixels[..., 1] - 60))
     assert len(yellow)
     assert np.median(yellow[:, 1]) > pixels.shape[1] / 2
     lines = shown.window._qt_window.findChild(QListWidget)
     assert "a: missed" in lines.item(0).text()
     np.testing.assert_allclose(shown.dims.point, world(NODULE_MM), atol=14)
+    shown.close()
+
+
+@WINDOW
+@pytest.mark.filterwarnings("default")
+def test_three_planes_show_one_place_and_the_same_layers():
+    from napari.qt import QtViewer
+    from qtpy.QtWidgets import QApplication
+
+    volume, affine = phantom(DIRECTIONS["PIR"], (3.0, 3.0, 3.0))
+    maps = np.stack([volume > 0, volume == 0]).astype(np.float32)
+    shown = viewer.view_attention(volume, affine, sentences=["A nodule.", "None."], maps=maps, outlines=volume > 0)
+    canvases = {c.viewer.title: c for c in shown.window._qt_window.findChildren(QtViewer)}
+    coronal, sagittal = (canvases[plane].viewer for plane in ("coronal", "sagittal"))
+    assert coronal.dims.order == (1, 0, 2)
+    assert sagittal.dims.order == (2, 0, 1)
+    np.testing.assert_allclose(sagittal.dims.point, world(NODULE_MM), atol=14)
+    where = world(to_mm((6, 7, 8), affine))
+    coronal.dims.set_point(1, where[1])
+    sagittal.dims.set_point(2, where[2])
+    for model in (shown, coronal, sagittal):
+        np.testing.assert_allclose(model.dims.point[1:], where[1:], atol=3)
+
+    shown.layers["attention"].visible = False
+    shown.layers["CT"].contrast_limits = (-500, 100)
+    shown.layers["attention"].data = np.zeros_like(shown.layers["attention"].data)
+    for model in (coronal, sagittal):
+        assert not model.layers["attention"].visible
+        assert model.layers["CT"].contrast_limits == [-500, 100]
+        assert model.layers["CT"].data is shown.layers["CT"].data
+        assert model.layers["attention"].data is shown.layers["attention"].data
+        assert model.layers["truth"].contour == 1
+
+    assert (shown.text_overlay.text, sagittal.text_overlay.text) == (
+        "axial, to the right: the patient's left", "sagittal, to the right: the back"
+    )  # fmt: skip
+    shown.dims.ndisplay = 3
+    assert shown.layers["CT"].contrast_limits == list(viewer.BONES)
+    assert coronal.layers["CT"].contrast_limits == [-500, 100]
+    assert not shown.text_overlay.visible
+    shown.dims.ndisplay = 2
+    shown.dims.set_point(range(3), world(NODULE_MM))
+    QApplication.processEvents()
+    for plane in ("coronal", "sagittal"):
+        picture = canvases[plane].screenshot(flash=False)
+        pixels = picture[..., :3].astype(int)
+        Image.fromarray(picture).save(SHOTS / f"{plane}.png")
+        bright = np.argwhere(pixels.min(-1) > 200)
+        assert len(bright), plane
+        half = pixels.shape[0] / 2
+        assert (np.median(bright[:, 0]) < half) == (NODULE_MM[2] > to_mm(np.array(volume.shape) / 2, affine)[2]), plane
     shown.close()

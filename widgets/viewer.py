@@ -1,4 +1,4 @@
-"""napari with the workbench's layers: a window of its own, with the sentences or the lesions beside it.
+"""napari with the workbench's layers: a window of its own, three planes, and the sentences or the lesions beside them.
 
     view_attention(volume, affine, sentences=..., maps=...)
     view_errors(volume, affine, truth=..., predictions=...)
@@ -20,6 +20,7 @@ from widgets.attention import Outlines
 from widgets.errors import ErrorViewer
 from widgets.geometry import Point, coarse, to_mm
 from widgets.layers import Layer, attention_layers, error_layers, share, upright, world
+from widgets.orthogonal import dock, say_sides, spread
 from widgets.panels import Window
 
 BONES = (150.0, 1500.0)  # HU, what a rendering shows from black to white
@@ -61,7 +62,8 @@ def view_attention(
         masks = [masks] * len(maps)
     drawn = next((mask for mask in masks if mask is not None), None)
     look = {"window": window, "window_hu": window_hu}
-    viewer = _opened("attention", attention_layers(volume, affine, maps=maps, outline=drawn, **look))
+    layers = attention_layers(volume, affine, maps=maps, outline=drawn, **look)
+    viewer = _opened("attention", layers)
 
     def turned(array: np.ndarray) -> np.ndarray:
         return upright(array, coarse(affine, volume.shape, array.shape), order=int(array.dtype.kind == "f"))[0]
@@ -75,9 +77,9 @@ def view_attention(
         peak = np.unravel_index(np.nanargmax(maps[number]), maps[number].shape)
         _go(viewer, to_mm(peak, coarse(affine, volume.shape, maps.shape[1:])))
 
+    _beside(viewer, layers, "sentences", list(sentences), choose)
     if drawn is not None:
         viewer.layers["truth"].contour = 1
-    _listed(viewer, "sentences", list(sentences), choose)
     choose(0)
     return viewer
 
@@ -102,9 +104,10 @@ def view_errors(
     look = {"window": window, "window_hu": window_hu}
     known = ErrorViewer(volume, affine, truth=truth, predictions=predictions, classes=classes, **look)
     codes = {model: known.codes(model) for model in predictions}
-    viewer = _opened("errors", error_layers(volume, affine, codes=codes, colours=colours, **look))
+    layers = error_layers(volume, affine, codes=codes, colours=colours, **look)
+    viewer = _opened("errors", layers)
     places = [option for option in known.jumps.options if option[1] is not None]
-    _listed(viewer, "lesions", [text for text, _ in places], lambda number: _go(viewer, places[number][1]))
+    _beside(viewer, layers, "lesions", [text for text, _ in places], lambda number: _go(viewer, places[number][1]))
     _go(viewer, known.board.at)
     return viewer
 
@@ -143,11 +146,13 @@ def _opened(title: str, layers: Sequence[Layer]) -> Any:
     viewer.scale_bar.visible = True
 
     def head_up(_event: object = None) -> None:
+        say_sides(viewer)
         viewer.camera.orientation2d = ("up" if viewer.dims.displayed[-2] == 0 else "down", "right")
 
     ct, window = viewer.layers["CT"], viewer.layers["CT"].contrast_limits
 
     def bones_in_3d(_event: object = None) -> None:
+        say_sides(viewer)
         ct.contrast_limits = BONES if viewer.dims.ndisplay == 3 else window
 
     viewer.dims.events.order.connect(head_up)
@@ -161,12 +166,16 @@ def _go(viewer: Any, point: Point) -> None:
     viewer.dims.set_point(range(3), world(point))
 
 
-def _listed(viewer: Any, name: str, texts: Sequence[str], choose: Callable[[int], None]) -> None:
-    """A dock with a list; choosing a line calls `choose` with its number."""
+def _beside(
+    viewer: Any, layers: Sequence[Layer], name: str, texts: Sequence[str], choose: Callable[[int], None]
+) -> None:
+    """Dock the other two planes, and a list: choosing a line calls `choose` with its number."""
     from qtpy.QtWidgets import QListWidget  # pyright: ignore[reportMissingImports]
 
     lines = QListWidget()
     lines.setWordWrap(True)
     lines.addItems(list(texts))
     lines.currentRowChanged.connect(lambda number: choose(number) if number >= 0 else None)
+    planes = dock(viewer, layers)
     viewer.window.add_dock_widget(lines, name=name, area="right")
+    spread(viewer, list(planes.values()))
