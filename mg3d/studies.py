@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from mg3d.data.store import Entry, Prepared
 
 SPLITS = ("train", "valid", "test")
-# of the phantom's segmentations, voxels (mm) and voxels a side: a patch holds any volume whole, up to 396 mm, so that a
+# of the phantom's segmentations, voxels (mm) and voxels a side: a patch holds any volume whole, up to 403 mm, so that a
 # prediction is one window; the demo is coarser, for its three studies to take a minute or two each
-GRIDS = {"demo": (8.25, 48), "phantom": (6.25, 64)}
+GRIDS = {"demo": (8.4, 48), "phantom": (6.3, 64)}
 WATCHED = 32  # validation volumes of a segmentation, at most: each is predicted ten times in a run
 READ = 64  # reports that are tokenised at a time
 

@@ -17,11 +17,13 @@ from volumes import AFFINE, SHAPE, chest, write_nifti
 from mg3d import Transfer, finetune
 from mg3d.data.cohorts import COHORTS, MissingCorpus
 from mg3d.data.patches import PatchSpec
+from mg3d.data.phantom.plan import NUISANCE
+from mg3d.data.phantom.space import FIELD_OF_VIEW_MM
 from mg3d.divisions import divisions, main
 from mg3d.encoders import ENCODERS
 from mg3d.heads import words_of
 from mg3d.recipe import Scale
-from mg3d.studies import material
+from mg3d.studies import GRIDS, material
 from mg3d.transfer import STUDIES
 from mg3d.tune import begin, load, predict, results
 
@@ -32,8 +34,7 @@ TINY = Scale("phantom", 20, 12, 1, 2, (48, 32, 48), shrink=16, lr=1e-3, lr_fusio
 def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ENCODERS, "toy", lambda shrink, shape: ToyEncoder())
-        patch.setattr("mg3d.studies.PATCH", (32, 32, 32))
-        patch.setattr("mg3d.studies.SPACING_MM", (11.25, 11.25, 11.25))
+        patch.setitem(GRIDS, "demo", (12.5, 32))
         with trained(tmp_path_factory.mktemp("home"), TINY, variant="clip", encoder="toy") as run:
             yield run
 
@@ -188,3 +189,11 @@ def test_retrieval_can_be_trained_too(run):
     done = finetune(transfer("ctrate-retrieval", run, steps=2))
     assert len(done.metrics) == 2
     assert results(done)["valid"]["metric"] == "report_to_volume/mrr"
+
+
+@pytest.mark.parametrize("name", ["demo", "phantom"])
+def test_a_patch_holds_any_phantom_whole(name):
+    """Else the volumes that are a voxel too large would cost eight windows each."""
+    mm, side = GRIDS[name]
+    largest = FIELD_OF_VIEW_MM * max(nuisance.zoom[1] for nuisance in NUISANCE.values())
+    assert round(largest / mm) <= side
