@@ -129,19 +129,29 @@ class Visit:
 
     def run_all(self, name: str, *, cells: int) -> None:
         """Open a notebook, run all of its `cells` code cells, and wait until the last one is done."""
-        from playwright import sync_api as playwright
+        self.start(name)
+        self.finish(cells=cells)
 
+    def start(self, name: str) -> None:
+        """Open a notebook, in a workspace of its own, and have all of its cells run."""
         page = self.page
-        page.goto(f"{self.address}/lab/tree/{name}?token={TOKEN}&reset")
+        page.goto(f"{self.address}/lab/workspaces/{Path(name).stem}/tree/{name}?token={TOKEN}")
         page.wait_for_selector(".jp-Notebook .jp-Cell")
-        page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", state="attached")
-        for _ in range(20):  # a menu that is clicked just after the kernel is idle is not always heard
+        for _ in range(
+            20
+        ):  # a kernel that JupyterLab takes back at once has been idle, too, and forgets what it was told
+            page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", state="attached")
             page.keyboard.press("Escape")  # a menu that is still open would be closed by the click
             page.get_by_role("menuitem", name="Run", exact=True).click()
             page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-            with suppress(playwright.TimeoutError):
-                page.wait_for_function(f"{PROMPTS}.some(t => /\\[[*\\d]+\\]/.test(t))", timeout=15_000)
-                break
+            page.wait_for_timeout(5000)
+            if page.evaluate(f"{PROMPTS}.every(t => /\\[[*\\d]+\\]/.test(t))"):
+                return
+        raise AssertionError(f"{name}: its cells do not run: {page.evaluate(PROMPTS)}; dialogs: {self.asked}")
+
+    def finish(self, *, cells: int) -> None:
+        """Wait until the last of the code cells is done."""
+        page = self.page
         page.wait_for_function(f"{PROMPTS}.some(t => t.includes('[{cells}]')) || document.querySelector('{FAULT}')")
         fault = page.locator(FAULT)
         assert not fault.count(), fault.first.inner_text()[-3000:]

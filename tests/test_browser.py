@@ -49,14 +49,19 @@ def visit(tmp_path, monkeypatch) -> Iterator[Visit]:
         browser.close()
 
 
-def run(visit: Visit, folder: Path, stem: str, **parameters) -> Viewer:
-    """Run a copy of a notebook with parameters, as papermill would inject them; its viewer."""
+def place(folder: Path, stem: str, **parameters) -> int:
+    """A copy of a notebook with parameters, as papermill would inject them; how many code cells it has."""
     notebook = read(FOLDER / f"{stem}.ipynb")
-    place = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", ()))
+    where = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", ()))
     lines = ["# Parameters", *(f"{name} = {value!r}" for name, value in parameters.items())]
-    notebook.cells.insert(place + 1, nbformat.v4.new_code_cell("\n".join(lines)))
+    notebook.cells.insert(where + 1, nbformat.v4.new_code_cell("\n".join(lines)))
     nbformat.write(notebook, folder / f"{stem}.ipynb")
-    visit.run_all(f"{stem}.ipynb", cells=len(code(notebook)))
+    return len(code(notebook))
+
+
+def run(visit: Visit, folder: Path, stem: str, **parameters) -> Viewer:
+    """Run a copy of a notebook; its viewer."""
+    visit.run_all(f"{stem}.ipynb", cells=place(folder, stem, **parameters))
     return Viewer(visit)
 
 
@@ -122,6 +127,36 @@ def test_explorer_and_error_viewer_in_jupyterlab(visit, tmp_path):
     check_errors(errors)
     check_planes(errors, axial=[0, 1], others=[2, 3, 4, 5])
     keep(errors, "08_clicked")
+    assert (visit.errors, visit.strangers) == ([], set())
+
+
+def test_losses_grow_while_training_runs_in_jupyterlab(visit, tmp_path):
+    """The kernel is busy with the training all the while; what it has logged is seen nevertheless."""
+    steps = 40
+    more = {"scale": "demo", "steps": steps, "batch": 2, "text": "tiny", "variant": "no-mim"}
+    cells = place(tmp_path / "notebooks", "02_pretrain", **more)
+    visit.start("02_pretrain.ipynb")
+    curves = visit.page.locator(".js-plotly-plot").first
+    curves.wait_for(state="attached")
+    said = visit.page.locator(".jp-CodeCell").filter(has=visit.page.locator(".js-plotly-plot"))
+    said = said.first.locator(".widget-html-content").first
+    seen = []
+
+    def grown() -> bool:
+        seen.append(
+            (curves.evaluate("plot => plot.calcdata[0].filter(p => p.x !== undefined).length"), said.inner_text())
+        )
+        busy = visit.page.locator(".jp-Notebook-ExecutionIndicator[data-status='busy']").count()
+        assert busy or seen[-1][0] >= steps, seen  # still training
+        return seen[-1][0] >= steps // 2
+
+    until(grown, "half of the curve")
+    assert len({points for points, _ in seen}) > 2, seen
+    assert all(re.match(r"step \d+, [\d.]+ s a step", words) for _, words in seen), seen
+    visit.finish(cells=cells)
+    assert said.inner_text().startswith(f"step {steps},")
+    curves.scroll_into_view_if_needed()
+    curves.screenshot(path=SHOTS / "02_losses.png")
     assert (visit.errors, visit.strangers) == ([], set())
 
 
