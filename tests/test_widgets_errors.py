@@ -64,6 +64,18 @@ def test_it_starts_in_the_worst_slice_and_jumps_to_what_was_missed():
     assert "b: correct" in shown.board.readout.value
 
 
+def test_no_lesion_is_crowded_out_of_the_list_by_false_alarms():
+    truth, predictions = masks()
+    predictions["a"][::2, 0, 0] = 1  # specks
+    texts = [text for text, _ in viewer(truth=truth, predictions=predictions).jumps.options[1:]]
+    kinds = ["missed" if "missed" in t else "lesion" if "lesion" in t else "false alarm" for t in texts]
+    assert kinds == sorted(kinds, key=["missed", "lesion", "false alarm"].index)
+    found = [float(t.split(", ")[2].split()[0]) for t, kind in zip(texts, kinds, strict=True) if kind == "lesion"]
+    assert found == sorted(found)
+    assert len(found) == 3
+    assert kinds[-1] == "false alarm"
+
+
 def test_components():
     table = viewer().components("a")
     assert list(table["kind"]) == ["lesion", "lesion", "false alarm"]

@@ -27,7 +27,7 @@ from widgets.live import Board, Cutter, Figure, Reader, interactive
 from widgets.panels import LIGHT, Window, caption, draw, named, panels, size_mm
 from widgets.verdict import COLOURS, KINDS, codes_of, components_of, palette_of, scores_of, written
 
-_JUMPS = 60  # lines of the list of lesions, the largest first
+_JUMPS = 60  # lines of the list of lesions, in the order of their importance
 
 Measure = Callable[[np.ndarray, np.ndarray], Mapping[str, float]]  # of the predicted and the true mask of a class
 
@@ -225,7 +225,7 @@ class ErrorViewer:
         self._say_all()
 
     def _say_all(self) -> None:
-        """Legend, scores, and the lesions to jump to: those missed first, then false alarms, then the found ones."""
+        """Legend, scores, and where to jump: lesions missed, lesions found (from the least on), then false alarms."""
         pairs = zip(COLOURS[str(self.colours.value)], KINDS, strict=True)
         self._legend.value = " ".join(f"<span style='color:{colour}'>&#9632;</span> {kind}" for colour, kind in pairs)
         said = (f"<b>{escape(m)}</b> {escape(written(self.scores(m)))}" for m in self._predictions)
@@ -236,8 +236,9 @@ class ErrorViewer:
                 what = "missed" if row["missed"] and row["kind"] == "lesion" else row["kind"]
                 text = f"{model}: {what}, {row['ml']:.2f} ml"
                 text += f", {100 * row['found']:.0f} % found" if what == "lesion" else ""
-                rank = ("missed", "false alarm", "lesion").index(what)
-                lines.append((rank, -row["ml"], text, (row["r"], row["a"], row["s"])))
+                rank = ("missed", "lesion", "false alarm").index(what)
+                found = row["found"] if what == "lesion" else 0.0
+                lines.append((rank, found, -row["ml"], text, (row["r"], row["a"], row["s"])))
         lines.sort()
         self.jumps.options = [("jump to ...", None), *((text, point) for *_, text, point in lines[:_JUMPS])]
         self.board.say(self.board.at)

@@ -112,6 +112,7 @@ class LiveLosses:
             showlegend=False,
             margin={"l": 45, "r": 10, "t": 30, "b": 30},
         )
+        figure.update_yaxes(exponentformat="e")  # a rate of 4e-4, not of 400 micro
         self.plot = Figure(figure)
         self.widget.children = [self.said, self.plot]
 
