@@ -1,4 +1,4 @@
-"""The viewers in a real browser: JupyterLab runs notebooks 07 and 08, and what a user moves changes what it must.
+"""The viewers in a real browser: JupyterLab runs notebooks 02, 07 and 08, and what a user moves changes what it must.
 
 What the browser showed lies in build/browser afterwards, to be looked at.
 """

@@ -25,7 +25,7 @@ from widgets.panels import Window
 
 BONES = (150.0, 1500.0)  # HU, what a rendering shows from black to white
 BINDINGS = ("PySide6", "PyQt6", "PyQt5", "PySide2")
-_INSTALL = 'install it with  pip install "mg3d[viewer]"'
+_INSTALL = 'install it, in the folder of the clone, with  pip install -e ".[viewer]"'
 _PROBE = """
 import sys
 from qtpy.QtGui import QOpenGLContext
