@@ -49,7 +49,10 @@ def wrong_pairs(seeds: Int[Tensor, "B"]) -> tuple[Int[Tensor, "B"], Bool[Tensor,
 
 
 def one_sentence(report: Report, seeds: Int[Tensor, "B"], *, longest: int) -> Report:
-    """Of each report one sentence, drawn by the seeds, as a report of its own, of `longest` tokens at most."""
+    """Of each report one sentence, drawn by the seeds, as a report of its own.
+
+    It has `longest` tokens at most, [CLS] and [SEP] among them: of a longer one the last words are left out.
+    """
     count = report.sentences.sum(1)
     chosen = (noise(seeds, 1, stream=SENTENCE)[:, 0] * count).long()
     words = report.alone[torch.arange(len(seeds), device=seeds.device), chosen]
@@ -59,6 +62,12 @@ def one_sentence(report: Report, seeds: Int[Tensor, "B"], *, longest: int) -> Re
     real = (place >= 0) & (place < inside.sum(1, keepdim=True))
     number = report.word.gather(1, (first + place).clamp(0, report.word.shape[1] - 1))
     number = (number - report.word.gather(1, first)).masked_fill(~real, -1)
+    last = (words != report.pad).sum(1, keepdim=True) - 1  # where [SEP] stands
+    if words.shape[1] > longest:
+        long = last[:, 0] >= longest
+        words = words.clone()
+        words[long, longest - 1] = words.gather(1, last)[long, 0]
+        number[long, longest - 1], real[long, longest - 1] = -1, False
     numbered = torch.where(real, 0, -1)
     cut = slice(0, longest)
     return Report(words[:, cut], number[:, cut], numbered[:, cut], words[:, None, cut], pad=report.pad)

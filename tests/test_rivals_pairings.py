@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from mg3d import encoders
 from mg3d.encoders.weights import load_weights
+from mg3d.recipe import SCALES, SMALLER
 from mg3d.tables import TABLES
 from mg3d.tasks.classify import Classify
 
@@ -31,6 +32,19 @@ def test_the_encoder_alone_starts_a_study(method, encoder, tmp_path):
     assert all(torch.equal(value, kept[name]) for name, value in trained.state_dict().items())
 
 
-def thin(encoder: str) -> encoders.Encoder:
+@pytest.mark.parametrize("scale", SMALLER)
+@pytest.mark.parametrize(("method", "encoder"), PAIRINGS)
+def test_every_term_teaches_the_encoder_at_small_scales(method, encoder, scale):
+    """Volumes of few tokens leave no term without a gradient, as a norm over a single voxel would."""
+    torch.manual_seed(0)
+    words, shape = rivals.Words(), SCALES[scale].shape
+    model = rivals.method(method, words, encoder=thin(encoder, shape), shape=shape)
+    weights = [p for p in model.encoder.parameters() if p.requires_grad]
+    for name, loss in model(rivals.batch(words, shape=shape, part=slice(0, 2))).items():
+        found = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
+        assert max((g.abs().max().item() for g in found if g is not None), default=0) > 1e-9, name
+
+
+def thin(encoder: str, shape: tuple[int, int, int] = SHAPE) -> encoders.Encoder:
     """A sixteenth as wide."""
-    return encoders.build(encoder, shrink=16, shape=SHAPE)
+    return encoders.build(encoder, shrink=16, shape=shape)

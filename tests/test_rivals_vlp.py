@@ -325,6 +325,17 @@ def test_mrm_is_the_original(text):
     assert list(model(rivals.batch(text, shape=(64, 64, 32)))) == ["image", "report"]
 
 
+def test_mrm_sees_all_of_a_volume_that_would_be_one_token_by_half():
+    small = rivals.method(
+        "mrm", rivals.Words(), encoder=encoders.build("swin_b", shrink=16, shape=(64, 48, 64)), shape=(64, 48, 64)
+    )
+    assert (small.shrink, small.config.shrink) == (1, 2)
+    with pytest.raises(ValueError, match="is one token at stride 32"):
+        rivals.method(
+            "mrm", rivals.Words(), encoder=encoders.build("swin_b", shrink=16, shape=(32, 32, 32)), shape=(32, 32, 32)
+        )
+
+
 def test_mrm_does_not_see_padding(text):
     model, whole = rivals.method("mrm", text, variant="plain", shape=FLAT), rivals.batch(text, shape=FLAT)
     padding = {"words": 0, "word": -1, "sentence": -1}
@@ -357,7 +368,12 @@ def test_one_sentence_is_a_report(text):
             assert torch.equal(said.sentence[b, :length], alone[k].sentence[0])
             assert (said.word[b, length:] == -1).all()
     assert drawn == {0, 1}
-    assert one_sentence(whole, torch.arange(8), longest=5).words.shape == (8, 5)
+    cut = one_sentence(whole, torch.arange(8), longest=5)
+    assert cut.words.shape == (8, 5)
+    ends = text.tokenizer.sep_token_id
+    assert all(ids[real][-1] == ends for ids, real in zip(cut.words, cut.real, strict=True))
+    assert (cut.real.sum(1) == 5).any()  # of a longer one, whose last words are left out
+    assert (cut.word[:, 4] == -1).all()
 
 
 def test_ptunifier_is_the_original(text):

@@ -12,9 +12,11 @@ at all of 100 places, words that are not hidden and padding included.
 not use, no dropout, and its norms in front. The volume encoder is the shared one: it sees zeros where the original's
 ViT drops tokens, so the mean is over all of its tokens. Where cells have 16 voxels a side (ViT) the volume decoder is
 the original's (4 layers; half as wide as the encoder, there as wide), with 32^3 voxels a token; elsewhere it is
-convolutional. Resampling is trilinear (there bicubic, of pictures).
+convolutional. Resampling is trilinear (there bicubic, of pictures). Of a volume so small that half of its resolution
+would be a single token, of which a convolutional decoder can make nothing, the encoder sees the full one.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -58,7 +60,7 @@ VARIANTS = {"paper": PAPER, "plain": replace(PAPER, shrink=1)}
 class MRM(Objective):
     """The method, with every encoder. The text encoder lends its ids alone.
 
-    Raises ValueError for volumes of a `shape` whose cubes are too few to hide some and see some.
+    Raises ValueError for volumes of a `shape` whose cubes are too few to hide some and see some, or that are one token.
     """
 
     text: TextEncoder
@@ -66,11 +68,15 @@ class MRM(Objective):
     def __init__(self, encoder: Encoder, text: TextEncoder, config: MRMConfig = PAPER, *, shape: tuple[int, int, int]):
         super().__init__()
         c = self.config = config
-        check_cubes(shape, cube=c.shrink * c.mask_cube, ratio=c.mask_ratio)
+        stride = encoder.strides[-1]
+        some = [k for k in (c.shrink, 1) if math.prod(math.ceil(n // k / stride) for n in shape) > 1]
+        if not some:
+            raise ValueError(f"shape={shape} is one token at stride {stride}: take larger volumes or a finer encoder")
+        self.shrink, cube = some[0], some[0] * c.mask_cube
+        check_cubes(shape, cube=cube, ratio=c.mask_ratio)
         self.encoder = encoder
         object.__setattr__(self, "text", text)  # frozen: neither a submodule nor in the state
-        stride, cube = c.shrink * encoder.strides[-1], c.shrink * c.mask_cube
-        self.voxel_decoder = CubeDecoder(encoder.widths[-1], stride=stride, cube=cube, layers=4)
+        self.voxel_decoder = CubeDecoder(encoder.widths[-1], stride=self.shrink * stride, cube=cube, layers=4)
         self.embedding = nn.Embedding(text.vocabulary, c.width)
         self.positions = nn.Parameter(torch.empty(c.words, c.width))
         for table in (self.embedding.weight, self.positions):
@@ -103,10 +109,10 @@ class MRM(Objective):
         """The volume, which cubes of it were hidden, and the pooled feature of what was left."""
         c, (d, h, w) = self.config, batch.volume.shape[2:]
         coarse = batch.volume
-        if c.shrink > 1:
-            size = [max(1, n // c.shrink) for n in (d, h, w)]
+        if self.shrink > 1:
+            size = [max(1, n // self.shrink) for n in (d, h, w)]
             coarse = F.interpolate(coarse, size=size, mode="trilinear", align_corners=False)
-        hidden = block_mask(batch.seeds, (d, h, w), cube=c.shrink * c.mask_cube, ratio=c.mask_ratio)
+        hidden = block_mask(batch.seeds, (d, h, w), cube=self.shrink * c.mask_cube, ratio=c.mask_ratio)
         seen = self.encoder(coarse, mask=hidden)
         return self.voxel_decoder(seen.tokens, hidden, grid=seen.grid, size=(d, h, w)), hidden, seen.pooled
 
