@@ -28,7 +28,7 @@ from mg3d.runs import Run
 from mg3d.types import Batch, Losses, Trainable
 
 EXPLODED = 1e4  # no named loss of a healthy run comes near: the largest start at ln(vocabulary), about 10
-VALIDATIONS = 10  # in a run, the one after the last step included
+VALIDATIONS = 10  # in a run at most, the one after the last step included
 
 
 class Diverged(RuntimeError):
@@ -126,20 +126,20 @@ def fit(
     """Train `model` for `recipe.filled.steps` steps, continuing the run's last checkpoint, and return the last metrics.
 
     Writes one line a step to the run's metrics, a checkpoint every `recipe.filled.checkpoint` steps, and validates
-    (losses, and the effective rank of the pooled features) ten times. A judge is asked as often ("valid_<score>"), in
-    one process alone; the model then ends with the weights that it liked best, and the metrics returned say their
-    `best_step` and `best_score`. Raises Diverged.
+    (losses, and the effective rank of the pooled features) ten times at most. A judge is asked as often
+    ("valid_<score>"), in one process alone; the model then ends with the weights that it liked best, and the metrics
+    returned say their `best_step` and `best_score`. Raises Diverged.
     """
     device = distributed.device()
     model.to(device).train()
     model.gather = distributed.gather
     optimiser = torch.optim.AdamW(parameter_groups(model, recipe), lr=0.0, fused=device.type == "cuda")
     start, best = _restore(model, optimiser, run)
-    steps, every = recipe.filled.steps, max(1, recipe.filled.steps // VALIDATIONS)
+    steps, every = recipe.filled.steps, max(1, math.ceil(recipe.filled.steps / VALIDATIONS))
     leader = distributed.rank() == 0
     parts = Parts(model, parts=recipe.accumulate, forward=runner(model, recipe, device))
     read = _reader(train, start, steps, recipe.accumulate)
-    line: dict[str, float | int] = {}
+    line: dict[str, float | int] = run.last if start else {}
     bar = tqdm(
         range(start, steps), initial=start, total=steps, disable=not leader, desc=run.path.name[:24], mininterval=1
     )

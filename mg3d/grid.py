@@ -32,7 +32,8 @@ SYNTHETIC = "synthetic patients: another question than the paper's"
 ANOTHER = "another question than the paper's"
 INSTEAD = "; in the paper "  # between the title of a study and that of the column that it stands in for
 OFFICIAL = "official weights, which are not read here"
-NO_TEXT = "this method has no feature of a whole report"
+NO_TEXT = "of features of a whole report, these studies read those of mg3d alone"
+NO_POOL = "this variant has no feature of a whole report (neither cml nor clip)"
 NO_COHORT = "a question about the phantom: no cohort of its own"
 
 
@@ -64,7 +65,7 @@ class Table:
         found = []
         for (name, row), (title, column) in itertools.product(rows.items(), columns.items()):
             printed = PRINTED.get(self.name, {}).get(name, {}).get(title.rpartition(INSTEAD)[2])
-            why = OFFICIAL if row.official else NO_TEXT if column.reads and row.method not in ("mg3d", "") else ""
+            why = OFFICIAL if row.official else _mute(row, pretraining) if column.reads else ""
             if scale == REAL and not STUDIES[column.study].cohort:
                 why = NO_COHORT
             jobs = []
@@ -144,6 +145,17 @@ def setting(recipe: Recipe, *, steps: int = 0) -> dict[str, Any]:
         "pretraining": given,
         "finetuning": {"study": "findings", "probe": True} if toy else {},
     }
+
+
+def _mute(row: Row, pretraining: Fields) -> str:
+    """Why what a row pre-trains compares no volume with a report; "" if it does, or is no pre-training."""
+    from mg3d.heads import pools_text
+    from mg3d.objectives import METHODS
+
+    if row.method not in ("mg3d", ""):
+        return NO_TEXT
+    variant = pretraining.get("variant", row.variant)
+    return "" if not row.method or pools_text(METHODS["mg3d"].variants[variant]) else NO_POOL
 
 
 def wide(frame: "pd.DataFrame") -> "pd.DataFrame":

@@ -113,6 +113,11 @@ def options_of(material: Material, source: Run | None) -> dict[str, Any]:
     return {"names": names, "embedder": {} if source is None else _readings(source.recipe)}
 
 
+def pools_text(config: Any) -> bool:
+    """Whether an MG-3D with this configuration makes a feature of a whole report."""
+    return bool(config.cml or config.clip)
+
+
 def _readings(recipe: Recipe) -> dict[str, Any]:
     """How a run makes F_I and F_T. ValueError for a method that has none."""
     from mg3d.objectives import METHODS
@@ -120,7 +125,11 @@ def _readings(recipe: Recipe) -> dict[str, Any]:
     config = METHODS[recipe.method].variants[recipe.variant]
     fields = {"width": "width", "level": "level", "guidance": "guidance", "heads": "self_heads"}
     if not all(hasattr(config, name) for name in fields.values()):
-        raise ValueError(f"method {recipe.method!r} has no feature of a whole report: this study needs one")
+        raise ValueError(
+            f"method {recipe.method!r}: of features of a whole report, this study reads those of mg3d alone"
+        )
+    if not pools_text(config):
+        raise ValueError(f"variant {recipe.variant!r} has no feature of a whole report: take one with cml or clip")
     return {ours: getattr(config, theirs) for ours, theirs in fields.items()}
 
 

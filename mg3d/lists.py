@@ -64,8 +64,7 @@ def of_table(name: str, words: Sequence[str]) -> list[Plan]:
     for word, value in fields(words).items():
         part, _, field = word.partition(".")
         if part in PARTS and field:
-            one_given = PARTS[part].parse({field: value})
-            how.setdefault(part, {})[field] = getattr(one_given, field)
+            how.setdefault(part, {})[field] = PARTS[part].value(field, value)
         elif word == "rows":
             table = table.only(*value.split(","))
         else:

@@ -126,7 +126,7 @@ def _groups(cases: Sequence[Case]) -> Int[np.ndarray, " n"]:
 
 def _splits(run: Run) -> dict[str, list[Case]]:
     """The cases of a run's cohort, by split."""
-    entries = train.cohort(run.recipe, progress=False).prepared.entries
+    entries = train.cohort(run.recipe, tested=True, progress=False).prepared.entries
     return {split: [e.case for e in entries if e.case.split == split] for split in ("train", "valid", "test")}
 
 
@@ -135,7 +135,10 @@ def _labels(splits: dict[str, list[Case]]) -> tuple[list[str], dict[str, Int[np.
     names = sorted({name for cases in splits.values() for case in cases for name in case.labels})
     if not names:
         raise ValueError("this corpus has no labels: a probe needs a table of them (CT-RATE and the phantom have one)")
-    table = {s: np.array([[case.labels.get(n, 0) for n in names] for case in cases]) for s, cases in splits.items()}
+    for case in (case for cases in splits.values() for case in cases):
+        if missing := [n for n in names if n not in case.labels]:
+            raise ValueError(f"case {case.id}: label {missing[0]!r} is missing, which others have; complete the table")
+    table = {s: np.array([[case.labels[n] for n in names] for case in cases]) for s, cases in splits.items()}
     constant = [n for n, column in zip(names, table["train"].T, strict=True) if len(set(column.tolist())) < 2]
     if constant:
         raise ValueError(

@@ -113,6 +113,13 @@ class Plan(ABC):
         return cls(**{k: _coerce(k, v, types[k]) for k, v in values.items()})
 
     @classmethod
+    def value(cls, name: str, given: Any) -> Any:
+        """One field's value from a value of any type; what a plan would say of it beside its others is not asked."""
+        types = _types(cls)
+        one_of("parameter", name, types)
+        return _coerce(name, given, types[name])
+
+    @classmethod
     def from_shell(cls: type[AnyPlan], arguments: Sequence[str]) -> AnyPlan:
         """The plan of a command line: `field=value ...`, or `@file.json`. SystemExit for a word that is neither."""
         if len(arguments) == 1 and arguments[0].startswith("@"):
@@ -162,7 +169,7 @@ class Recipe(Plan):
     data: str = ""  # folder of the corpus (scale=folder: its CSV); "" = MG3D_HOME/data/<corpus>
     steps: int = 0  # optimiser steps
     batch: int = 0  # volumes in a step, over all processes
-    accumulate: int = 1  # parts that a process cuts its share of the batch into (negatives come from a part)
+    accumulate: int = 1  # parts that a process cuts its share of the batch into (negatives come from the whole batch)
     lr: float = 0.0  # learning rate of the volume encoder
     lr_fusion: float = 0.0  # of everything else that learns
     weight_decay: float = 0.01

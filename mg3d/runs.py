@@ -94,6 +94,12 @@ class Run:
 
         return pd.DataFrame(list(self._lines()))
 
+    @property
+    def last(self) -> dict[str, float | int]:
+        """The last line of metrics.jsonl, empty where there is none."""
+        lines = list(self._lines())
+        return lines[-1] if lines else {}
+
     def log(self, line: Mapping[str, float | int]) -> None:
         """Append one line to metrics.jsonl."""
         with (self.path / "metrics.jsonl").open("a") as file:

@@ -126,7 +126,7 @@ def _listing(transfer: Transfer, *, progress: bool) -> tuple[Listing, tuple[str,
         cohort = COHORTS[row.cohort]
         folder = Path(transfer.data).expanduser() if transfer.data else paths.data() / (row.folder or row.cohort)
         return cohort.read(folder, seed=transfer.seed), cohort.labels or cohort.classes, bool(cohort.classes)
-    listing = train.listed(_recipe(transfer), progress=progress)
+    listing = train.listed(_recipe(transfer), tested=True, progress=progress)
     if not row.cohort:
         return listing, tuple(sorted({name for c in listing.cases for name in c.labels})), False
     stand_in = STAND_INS[row.cohort]

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from mg3d.objectives import Objective
     from mg3d.text import Tokeniser
 
+NONE = -1  # cases; 0 means all
+
 
 @dataclass(frozen=True)
 class Cohort:
@@ -79,11 +81,12 @@ def choose(cases: Sequence[Case], *, volumes: int) -> list[Case]:
     return [c for c in cases if c.id in kept]
 
 
-def listed(recipe: Recipe, *, progress: bool = True) -> "Listing":
-    """What the recipe trains and validates on (and the phantom's test cases), not prepared; makes the phantom first.
+def listed(recipe: Recipe, *, tested: bool = False, progress: bool = True) -> "Listing":
+    """What the recipe trains and validates on, not prepared; makes the phantom first.
 
-    Raises MissingCorpus when the data are not there (what, where looked for, where to get it), and Leak when a patient
-    is in two splits.
+    Test cases come with the phantom, and with a real corpus if `tested`: pre-training does not prepare them. Raises
+    MissingCorpus when the data are not there (what, where looked for, where to get it), and Leak when a patient is in
+    two splits.
     """
     from mg3d.data import corpora
 
@@ -93,23 +96,23 @@ def listed(recipe: Recipe, *, progress: bool = True) -> "Listing":
 
         make(folder, train=size.volumes, valid=size.valid, test=size.test, progress=progress)
     listing = corpora.cases(size.corpus, folder)
-    counts = {"train": size.volumes, "valid": size.valid, "test": size.test or -1}
+    counts = {"train": size.volumes, "valid": size.valid, "test": size.test if tested or size.test else NONE}
     chosen = [
         c
         for split, n in counts.items()
-        if n >= 0
+        if n != NONE
         for c in choose([c for c in listing.cases if c.split == split], volumes=n)
     ]
     return replace(listing, cases=chosen)
 
 
-def cohort(recipe: Recipe, *, progress: bool = True) -> Cohort:
+def cohort(recipe: Recipe, *, tested: bool = False, progress: bool = True) -> Cohort:
     """What `listed` gives, prepared; raises what it raises. Single bad volumes go to the quarantine table."""
     from mg3d.data.prepare import prepare
 
     with distributed.first() as first:
         progress = progress and first
-        listing = listed(recipe, progress=progress)
+        listing = listed(recipe, tested=tested, progress=progress)
         prepared = prepare(listing, spec=spec(recipe), folder=kept(recipe), progress=progress)
     return Cohort(recipe, listing, prepared)
 
@@ -164,6 +167,8 @@ def pretrain(recipe: Recipe) -> Run:
     them. Raises what `cohort` raises, and Diverged when a loss is not finite.
     """
     check(recipe)
+    if Run.of(recipe).done and recipe.resume:
+        return Run.of(recipe)
     if recipe.gpus > 1 and distributed.expected() == 1:
         distributed.launch(recipe)
         return Run.open(replace(recipe, resume=True))

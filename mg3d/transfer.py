@@ -149,6 +149,13 @@ class Transfer(Plan):
             )
         if self.init != "scratch" and not (self.init.startswith("run:") and self.run):
             raise ValueError(f"init={self.init!r}: expected scratch, or run: and the id of a pre-training run")
+        if self.scale != REAL and "-" in self.scale:
+            whole = self.scale.partition("-")[0]
+            raise ValueError(
+                f"scale={self.scale!r} is a size of pre-training alone; studies have the cases of {whole!r}"
+            )
+        if self.filled.steps and not self.filled.lr:
+            raise ValueError(f"study {self.study!r} trains nothing unless asked: with steps, give lr and lr_head too")
         if not 0 < self.share <= 1:
             raise ValueError(f"share={self.share}: a share of the training patients is above 0, and 1 at most")
         self.check(

@@ -161,6 +161,23 @@ def test_stopped_and_continued_is_bit_equal(home):
     assert run.metrics.drop(columns=drop).equals(whole.metrics.drop(columns=drop))
 
 
+def test_a_run_killed_before_it_was_put_away_says_its_last_metrics_again(home):
+    _, run = trained(RECIPE)  # its last checkpoint is there, its end was not noted
+    again = fit(Toy(), run, recipe=RECIPE, train=ToyBatches(), valid=ToyBatches())
+    assert again == run.metrics.iloc[-1].dropna().to_dict()
+    assert again["step"] == RECIPE.filled.steps
+
+
+@pytest.mark.parametrize("steps", [1, 9, 10, 15, 19, 25])
+def test_at_most_ten_validations(home, steps):
+    recipe = dataclasses.replace(RECIPE, steps=steps)
+    run = Run.open(recipe)
+    fit(Toy(), run, recipe=recipe, train=ToyBatches(), valid=ToyBatches())
+    seen = run.metrics.dropna()["step"]
+    assert 1 <= len(seen) <= 10
+    assert seen.iloc[-1] == steps
+
+
 def run_toy(home: Path, seconds: float) -> subprocess.Popen:
     process = subprocess.Popen(
         [sys.executable, str(TOY), str(home), str(seconds)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL

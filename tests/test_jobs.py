@@ -262,6 +262,8 @@ def test_a_table_gives_its_jobs():
     few = lists.of_table("III", ["rows=scratch", "seeds=1", "finetuning.study=findings", "finetuning.probe=true"])
     assert few == [Transfer(study="findings", probe=True, seed=1, encoder="swin_b")]
     (plan, _) = lists.of_table("III", ["rows=word", "seeds=1", "pretraining.steps=7"])
+    alike = lists.of_table("III", ["rows=word", "scale=phantom", "pretraining.batch=12", "pretraining.accumulate=12"])
+    assert [p.accumulate for p in alike if isinstance(p, Recipe)] == [12, 12, 12]  # at demo 8 would not divide
     assert plan == Recipe(variant="word", steps=7, seed=1)
 
 

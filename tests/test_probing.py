@@ -57,6 +57,17 @@ def test_rows_of_a_probe(run, monkeypatch):
         probe(run, share=0.01)
 
 
+def test_a_label_that_is_missing_is_not_taken_for_health(run, monkeypatch):
+    def gap(recipe, **how):
+        found = cohort(recipe, **how)
+        del found.prepared.entries[3].case.labels["Lung nodule"]
+        return found
+
+    monkeypatch.setattr("mg3d.probing.train.cohort", gap)
+    with pytest.raises(ValueError, match="label 'Lung nodule' is missing"):
+        probe(run)
+
+
 def test_features_keep_the_order_of_the_cases(run):
     cases = [e.case for e in cohort(run.recipe, progress=False).prepared.entries if e.case.split == "test"]
     forth, back = features(run, cases), features(run, cases[::-1])

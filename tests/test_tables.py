@@ -6,7 +6,7 @@ from finished import done
 
 from mg3d import train
 from mg3d.cells import Row, command
-from mg3d.grid import ANOTHER, NO_COHORT, NO_TEXT, OFFICIAL, SYNTHETIC, setting, wide
+from mg3d.grid import ANOTHER, NO_COHORT, NO_POOL, NO_TEXT, OFFICIAL, SYNTHETIC, setting, wide
 from mg3d.heads import _readings
 from mg3d.paper import COLUMNS, PRINTED
 from mg3d.recipe import SCALES, SMALLER, Recipe
@@ -92,7 +92,7 @@ def test_only_ours_has_a_feature_of_a_whole_report():
         if recipe.method == "mg3d":
             assert _readings(recipe)
         else:
-            with pytest.raises(ValueError, match="no feature of a whole report"):
+            with pytest.raises(ValueError, match="reads those of mg3d alone"):
                 _readings(recipe)
 
 
@@ -106,6 +106,16 @@ def test_rows_differ_as_the_paper_says():
     assert (half.lr, half.lr_fusion) == (1e-5, 5e-5)
     assert len(TABLES["scaling"].cells(scale="phantom")) == 10
     assert len(TABLES["scaling"].cells(scale=REAL)) == 8
+
+
+def test_a_row_that_pools_no_text_asks_no_study_of_texts():
+    asked = {"scale": "demo", "seeds": (0,), "finetuning": {"study": "ctrate-zeroshot"}}
+    cells = {cell.row: cell for cell in TABLES["III"].cells(**asked)}
+    mute = [name for name, cell in cells.items() if cell.why == NO_POOL]
+    assert mute
+    assert all("CML" in name for name in mute)
+    assert all(not cells[name].jobs for name in mute)
+    assert any(cell.jobs for cell in cells.values())
 
 
 def test_nothing_is_done_and_every_cell_says_what_to_run():

@@ -1,15 +1,17 @@
 """The verbs: which volumes a recipe takes, what stops before any work, and what a finished run gives back."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from volumes import chest, write_nifti
 
 from mg3d import SCALES, Recipe, cohort, load, pretrain
 from mg3d.data.corpora import MissingCorpus
 from mg3d.recipe import Scale
-from mg3d.train import choose, main, where
+from mg3d.train import choose, listed, main, where
 from mg3d.types import Case
 
 PHANTOMS = Scale("phantom", 30, 6, 2, 4, (64, 32, 64), shrink=16, lr=1e-3, lr_fusion=1e-3, test=4)
@@ -35,6 +37,28 @@ def test_scales_are_nested_and_keep_patients_together():
     assert {c.id for c in choose(everything[::-1], volumes=50)} == chosen[1]  # whatever the corpus's order
     assert len({i.split("_")[0] for i in chosen[0]}) == 10  # 20 volumes of 10 patients
     assert [c.id for c in choose(everything, volumes=0)] == [c.id for c in everything]
+
+
+def test_a_real_corpus_brings_test_cases_to_those_who_test(tmp_path, home):
+    """Pre-training leaves them alone; a study and a probe have them."""
+    rows = ["id,volume,report,patient,split"]
+    for i, split in enumerate(("train", "train", "valid", "test", "test")):
+        write_nifti(tmp_path / f"{i}.nii", chest(seed=i))
+        rows.append(f"v{i},{i}.nii,No nodule.,p{i},{split}")
+    table = tmp_path / "all.csv"
+    table.write_text("\n".join(rows))
+    recipe = Recipe(scale="folder", data=str(table), text="tiny")
+    for tested, expected in ((False, 0), (True, 2)):
+        cases = listed(recipe, tested=tested, progress=False).cases
+        assert sum(c.split == "test" for c in cases) == expected
+        assert sum(c.split == "train" for c in cases) == 2
+
+
+def test_what_is_done_starts_no_processes(home, monkeypatch):
+    recipe = Recipe(scale="phantoms", text="tiny", seed=3)
+    run = pretrain(recipe)
+    monkeypatch.setattr("mg3d.distributed.launch", lambda recipe: pytest.fail("processes were started"))
+    assert pretrain(dataclasses.replace(recipe, gpus=2)).path == run.path
 
 
 def test_no_phantom_is_refused(home):

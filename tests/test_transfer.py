@@ -53,6 +53,8 @@ def test_a_notebook_spells_a_transfer_and_a_shell_too():
         ({"precision": "fp16"}, ["fp16", "bf16"]),
         ({"probe": "perhaps"}, ["probe", "perhaps", "bool"]),
         ({"warmup": "1"}, ["warmup"]),
+        ({"scale": "phantom-100"}, ["phantom-100", "size of pre-training", "'phantom'"]),
+        ({"study": "ctrate-retrieval", "steps": "9"}, ["ctrate-retrieval", "give lr and lr_head"]),
     ],
 )
 def test_a_wrong_field_stops_with_the_mend(fields, words):
