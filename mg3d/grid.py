@@ -32,8 +32,6 @@ SYNTHETIC = "synthetic patients: another question than the paper's"
 ANOTHER = "another question than the paper's"
 INSTEAD = "; in the paper "  # between the title of a study and that of the column that it stands in for
 OFFICIAL = "official weights, which are not read here"
-NO_TEXT = "of features of a whole report, these studies read those of mg3d alone"
-NO_POOL = "this variant has no feature of a whole report (neither cml nor clip)"
 NO_COHORT = "a question about the phantom: no cohort of its own"
 
 
@@ -56,6 +54,8 @@ class Table:
         finetuning: Fields = NOTHING,
     ) -> list[Cell]:
         """Every cell, row by row. Raises ValueError for a scale, study or field that does not exist."""
+        from mg3d.heads import mute
+
         one_of("scale of a table", scale, (*SMALLER, REAL))
         for kind, given in ((Recipe, pretraining), (Transfer, finetuning)):
             for name in given:
@@ -65,16 +65,19 @@ class Table:
         found = []
         for (name, row), (title, column) in itertools.product(rows.items(), columns.items()):
             printed = PRINTED.get(self.name, {}).get(name, {}).get(title.rpartition(INSTEAD)[2])
-            why = OFFICIAL if row.official else _mute(row, pretraining) if column.reads else ""
+            why = OFFICIAL if row.official else ""
             if scale == REAL and not STUDIES[column.study].cohort:
                 why = NO_COHORT
-            jobs = []
+            jobs: list[tuple[Recipe | None, Transfer]] = []
             for seed in () if why else seeds:
                 drawn = seed if scale in SMALLER else seeds[0]
                 recipe = row.recipe(scale=scale, seed=drawn, pretraining=pretraining)
                 start = {"init": f"run:{recipe.id}"} if recipe else {"encoder": row.encoder}
                 given = {"study": column.study, "scale": scale, "seed": seed, **start, **column.given, **finetuning}
                 jobs.append((recipe, Transfer(**given)))
+            if column.reads and jobs and not jobs[0][1].filled.steps:  # it takes what the pre-training has
+                why = mute(jobs[0][0]) if jobs[0][0] else ""
+                jobs = [] if why else jobs
             apart = column.apart or (SYNTHETIC if scale in SMALLER else "")
             found.append(Cell(name, title, column.metric, printed, tuple(jobs), why, apart))
         return found
@@ -145,17 +148,6 @@ def setting(recipe: Recipe, *, steps: int = 0) -> dict[str, Any]:
         "pretraining": given,
         "finetuning": {"study": "findings", "probe": True} if toy else {},
     }
-
-
-def _mute(row: Row, pretraining: Fields) -> str:
-    """Why what a row pre-trains compares no volume with a report; "" if it does, or is no pre-training."""
-    from mg3d.heads import pools_text
-    from mg3d.objectives import METHODS
-
-    if row.method not in ("mg3d", ""):
-        return NO_TEXT
-    variant = pretraining.get("variant", row.variant)
-    return "" if not row.method or pools_text(METHODS["mg3d"].variants[variant]) else NO_POOL
 
 
 def wide(frame: "pd.DataFrame") -> "pd.DataFrame":

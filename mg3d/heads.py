@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     Words = tuple[FrozenText, Tokeniser]
 
+NO_TEXT = "of features of whole reports, those of mg3d alone are read"
+NO_POOL = "this variant has no feature of a whole report (neither cml nor clip)"
+
 
 @dataclass(frozen=True)
 class Head:
@@ -110,26 +113,32 @@ def options_of(material: Material, source: Run | None) -> dict[str, Any]:
         return {"names": names, "patch": list(material.shape), "spacing_mm": spacing}
     if task == "generate":
         return {}
-    return {"names": names, "embedder": {} if source is None else _readings(source.recipe)}
+    if source is None or (transfer.filled.steps and mute(source.recipe)):
+        return {"names": names, "embedder": {}}  # projections begin with the study
+    return {"names": names, "embedder": _readings(source.recipe)}
 
 
-def pools_text(config: Any) -> bool:
-    """Whether an MG-3D with this configuration makes a feature of a whole report."""
-    return bool(config.cml or config.clip)
+def mute(recipe: Recipe) -> str:
+    """Why a run has no features of volumes and whole reports that a study can read; "" if it has."""
+    from mg3d.objectives import METHODS
+
+    if recipe.method != "mg3d":
+        return NO_TEXT
+    config = METHODS[recipe.method].variants[recipe.variant]
+    return "" if config.cml or config.clip else NO_POOL
 
 
 def _readings(recipe: Recipe) -> dict[str, Any]:
-    """How a run makes F_I and F_T. ValueError for a method that has none."""
+    """How a run makes F_I and F_T. ValueError for one that does not."""
     from mg3d.objectives import METHODS
 
+    if reason := mute(recipe):
+        raise ValueError(
+            f"{recipe.method}, variant {recipe.variant}: {reason}; this study takes them as they are (ctrate-vocabfine "
+            "trains its own)"
+        )
     config = METHODS[recipe.method].variants[recipe.variant]
     fields = {"width": "width", "level": "level", "guidance": "guidance", "heads": "self_heads"}
-    if not all(hasattr(config, name) for name in fields.values()):
-        raise ValueError(
-            f"method {recipe.method!r}: of features of a whole report, this study reads those of mg3d alone"
-        )
-    if not pools_text(config):
-        raise ValueError(f"variant {recipe.variant!r} has no feature of a whole report: take one with cml or clip")
     return {ours: getattr(config, theirs) for ours, theirs in fields.items()}
 
 
@@ -145,7 +154,7 @@ def words_of(task: str, text: dict[str, Any]) -> "Words | None":
 
 
 def take(task: Task, source: Run) -> None:
-    """The projections of a run, for a task that has them. ValueError names what the run lacks."""
+    """The projections of a run that has them, for a task that has them. ValueError names what the run lacks."""
     embedder = getattr(task, "embedder", None)
-    if embedder is not None:
+    if embedder is not None and not mute(source.recipe):
         embedder.take(source.weights("model"))

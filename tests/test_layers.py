@@ -52,7 +52,7 @@ ARROWS = {  # part of mg3d: parts that it may import
     "divisions": "compare tune transfer runs",
     "paper": "",
     "cells": "compare paper metrics transfer runs recipe paths",
-    "grid": "cells paper transfer recipe",
+    "grid": "cells heads paper transfer recipe",
     "tables": "cells grid paper",
     "scaling": "metrics",
     "html": "",

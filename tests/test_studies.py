@@ -199,3 +199,16 @@ def test_a_patch_holds_any_phantom_whole(name):
     mm, side = GRIDS[name]
     largest = FIELD_OF_VIEW_MM * max(nuisance.zoom[1] for nuisance in NUISANCE.values())
     assert round(largest / mm) <= side
+
+
+def test_a_run_without_features_of_reports_lends_its_encoder_to_those_who_train(run, monkeypatch):
+    """What takes the run's features as they are refuses it, and says what to take instead."""
+    monkeypatch.setattr("mg3d.heads.mute", lambda recipe: "it is mute")
+    with pytest.raises(ValueError, match=r"it is mute.*ctrate-vocabfine"):
+        finetune(transfer("ctrate-retrieval", run, steps=0, seed=5))
+    done = finetune(transfer("ctrate-vocabfine", run, seed=5))
+    start = results(done)["start"]
+    assert start["options"]["embedder"] == {}
+    assert start["loaded"]["missing"] == []
+    own, theirs = done.weights("model")["embedder.from_text.weight"], run.weights("model")["from_text.weight"]
+    assert own.shape != theirs.shape or not torch.allclose(own, theirs, atol=0.1)
