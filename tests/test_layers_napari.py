@@ -69,7 +69,7 @@ def test_windows_and_colours():
 def test_one_sentence_says_what_is_missing(monkeypatch):
     volume, affine = phantom(np.eye(3), (10.0, 10.0, 10.0))
     monkeypatch.setattr(viewer, "find_spec", lambda name: None)
-    with pytest.raises(viewer.NoWindow, match=r"napari is not installed.*mg3d\[viewer\].*AttentionExplorer"):
+    with pytest.raises(viewer.NoWindow, match=r"napari is not installed.*pip install -e .*viewer.*AttentionExplorer"):
         viewer.view_attention(volume, affine, sentences=["One."], maps=np.ones((1, 2, 2, 2)))
     monkeypatch.setattr(viewer, "find_spec", lambda name: "there" if name == "napari" else None)
     with pytest.raises(viewer.NoWindow, match=r"no binding of Qt.*ErrorViewer"):
