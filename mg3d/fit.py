@@ -135,7 +135,7 @@ def fit(
     model.gather = distributed.gather
     optimiser = torch.optim.AdamW(parameter_groups(model, recipe), lr=0.0, fused=device.type == "cuda")
     start, best = _restore(model, optimiser, run)
-    steps, every = recipe.filled.steps, max(1, math.ceil(recipe.filled.steps / VALIDATIONS))
+    steps, every = recipe.filled.steps, math.ceil(recipe.filled.steps / VALIDATIONS)
     leader = distributed.rank() == 0
     parts = Parts(model, parts=recipe.accumulate, forward=runner(model, recipe, device))
     read = _reader(train, start, steps, recipe.accumulate)

@@ -107,10 +107,7 @@ class Plan(ABC):
     @classmethod
     def parse(cls: type[AnyPlan], values: Mapping[str, Any]) -> AnyPlan:
         """A plan from names and values of any type, e.g. of a command line; the same checks as `from_notebook`."""
-        types = _types(cls)
-        for name in values:
-            one_of("parameter", name, types)
-        return cls(**{k: _coerce(k, v, types[k]) for k, v in values.items()})
+        return cls(**{name: cls.value(name, given) for name, given in values.items()})
 
     @classmethod
     def value(cls, name: str, given: Any) -> Any:

@@ -148,7 +148,7 @@ def _prepared(
     where = row.cohort if real else _recipe(transfer).size.corpus
     if isinstance(spec, PatchSpec):
         if not real:
-            mm, side = GRIDS.get(transfer.scale.split("-")[0], GRIDS["phantom"])  # a nested size has its whole's
+            mm, side = GRIDS.get(transfer.scale, GRIDS["phantom"])
             spec = replace(spec, spacing_mm=(mm,) * 3, patch=(side,) * 3)
         folder = paths.cache() / "patches" / where
         return spec, prepare_masks(listing, classes=names, spec=spec, folder=folder, progress=progress)

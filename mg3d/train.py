@@ -167,21 +167,20 @@ def pretrain(recipe: Recipe) -> Run:
     them. Raises what `cohort` raises, and Diverged when a loss is not finite.
     """
     check(recipe)
-    if Run.of(recipe).done and recipe.resume:
-        return Run.of(recipe)
+    run = Run.of(recipe)
+    if run.done and recipe.resume:
+        return run
     if recipe.gpus > 1 and distributed.expected() == 1:
         distributed.launch(recipe)
         return Run.open(replace(recipe, resume=True))
     with distributed.processes():
         if distributed.world() > 1:
             recipe = replace(recipe, gpus=distributed.world())
-        run = Run.of(recipe)
-        if not (run.done and recipe.resume):
-            found = cohort(recipe)  # before the run's folder is made: a run that cannot start leaves none
-            with distributed.first() as first:
-                run = Run.open(recipe) if first else run
-            with run.lock() if distributed.rank() == 0 else nullcontext():
-                _pretrain(found, run)
+        found = cohort(recipe)  # before the run's folder is made: a run that cannot start leaves none
+        with distributed.first() as first:
+            run = Run.open(recipe) if first else run
+        with run.lock() if distributed.rank() == 0 else nullcontext():
+            _pretrain(found, run)
     return run
 
 

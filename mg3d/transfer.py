@@ -10,7 +10,7 @@ phantom each study runs on a stand-in (mg3d/data/cohorts/phantom.py), at scale=r
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mg3d.recipe import SCALES, Filled, Plan, one_of
+from mg3d.recipe import SCALES, SMALLER, Filled, Plan, one_of
 
 REAL = "real"  # the scale of a study's own cohort
 
@@ -149,8 +149,8 @@ class Transfer(Plan):
             )
         if self.init != "scratch" and not (self.init.startswith("run:") and self.run):
             raise ValueError(f"init={self.init!r}: expected scratch, or run: and the id of a pre-training run")
-        if self.scale != REAL and "-" in self.scale:
-            whole = self.scale.partition("-")[0]
+        whole = self.scale.partition("-")[0]
+        if whole in SMALLER and whole != self.scale:
             raise ValueError(
                 f"scale={self.scale!r} is a size of pre-training alone; studies have the cases of {whole!r}"
             )

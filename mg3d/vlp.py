@@ -62,8 +62,8 @@ def one_sentence(report: Report, seeds: Int[Tensor, "B"], *, longest: int) -> Re
     real = (place >= 0) & (place < inside.sum(1, keepdim=True))
     number = report.word.gather(1, (first + place).clamp(0, report.word.shape[1] - 1))
     number = (number - report.word.gather(1, first)).masked_fill(~real, -1)
-    last = (words != report.pad).sum(1, keepdim=True) - 1  # where [SEP] stands
     if words.shape[1] > longest:
+        last = (words != report.pad).sum(1, keepdim=True) - 1  # where [SEP] stands
         long = last[:, 0] >= longest
         words = words.clone()
         words[long, longest - 1] = words.gather(1, last)[long, 0]

@@ -137,9 +137,8 @@ class Visit:
         page = self.page
         page.goto(f"{self.address}/lab/workspaces/{Path(name).stem}/tree/{name}?token={TOKEN}")
         page.wait_for_selector(".jp-Notebook .jp-Cell")
-        for _ in range(
-            20
-        ):  # a kernel that JupyterLab takes back at once has been idle, too, and forgets what it was told
+        # a kernel that JupyterLab takes back at once has been idle, too, and forgets what it was told
+        for _ in range(20):
             page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", state="attached")
             page.keyboard.press("Escape")  # a menu that is still open would be closed by the click
             page.get_by_role("menuitem", name="Run", exact=True).click()

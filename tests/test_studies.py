@@ -34,7 +34,7 @@ TINY = Scale("phantom", 20, 12, 1, 2, (48, 32, 48), shrink=16, lr=1e-3, lr_fusio
 def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ENCODERS, "toy", lambda shrink, shape: ToyEncoder())
-        patch.setitem(GRIDS, "demo", (12.5, 32))
+        patch.setitem(GRIDS, "tinier", (12.5, 32))
         with trained(tmp_path_factory.mktemp("home"), TINY, variant="clip", encoder="toy") as run:
             yield run
 

@@ -17,17 +17,18 @@ WINDOW = 1400, 950  # pixels
 _FOLLOWED = ("data", "visible", "opacity", "contrast_limits", "contour", "colormap", "gamma", "blending")
 
 
-def dock(viewer: Any, layers: Sequence[Layer]) -> dict[str, Any]:
-    """Dock the other two planes to a viewer that shows `layers`, and return their models by the plane's name."""
+def dock(viewer: Any, layers: Sequence[Layer], *, beside: Any, name: str) -> None:
+    """Dock the other two planes to a viewer that shows `layers`, and under them a widget with its name."""
     from napari.components import ViewerModel  # pyright: ignore[reportMissingImports]
     from napari.qt import QtViewer  # pyright: ignore[reportMissingImports]
     from qtpy.QtCore import Qt  # pyright: ignore[reportMissingImports]
     from qtpy.QtWidgets import QSplitter  # pyright: ignore[reportMissingImports]
 
-    models: dict[str, Any] = {}
+    models = []
     both = QSplitter(Qt.Orientation.Vertical)
     for plane, order in PLANES.items():
-        model = models[plane] = ViewerModel(title=plane, order=order)
+        model = ViewerModel(title=plane, order=order)
+        models.append(model)
         for data, more, kind in layers:
             getattr(model, f"add_{kind}")(data, **more)
         for layer, twin in zip(viewer.layers, model.layers, strict=True):
@@ -35,27 +36,25 @@ def dock(viewer: Any, layers: Sequence[Layer]) -> dict[str, Any]:
         model.camera.orientation2d = ("up", "right")  # the head
         say_sides(model)
         both.addWidget(QtViewer(model))
-    viewer.window.add_dock_widget(both, name=" and ".join(PLANES), area="right")
-    _at_one_place([viewer, *models.values()])
-    return models
-
-
-def spread(viewer: Any, models: Sequence[Any]) -> None:
-    """Give the window a size at which three planes can be seen, each fitted into its canvas."""
-    from qtpy.QtCore import Qt  # pyright: ignore[reportMissingImports]
-    from qtpy.QtWidgets import QApplication, QDockWidget  # pyright: ignore[reportMissingImports]
-
-    viewer.window.resize(*WINDOW)
-    window = viewer.window._qt_window
-    docked = [
-        d for d in window.findChildren(QDockWidget) if window.dockWidgetArea(d) == Qt.DockWidgetArea.RightDockWidgetArea
-    ]
-    window.resizeDocks(docked, [WINDOW[0] // 3] * len(docked), Qt.Orientation.Horizontal)
-    shares = [4 if "coronal" in d.objectName() or "coronal" in d.windowTitle() else 1 for d in docked]
-    window.resizeDocks(docked, [WINDOW[1] * s // sum(shares) for s in shares], Qt.Orientation.Vertical)
-    QApplication.processEvents()
+    _at_one_place([viewer, *models])
+    named = {" and ".join(PLANES): both, name: beside}
+    docks = [viewer.window.add_dock_widget(widget, name=title, area="right") for title, widget in named.items()]
+    _spread(viewer, docks)
     for model in (viewer, *models):
         model.reset_view()
+
+
+def _spread(viewer: Any, docks: Sequence[Any]) -> None:
+    """Give the window a size at which three planes can be seen; most of what the docks have is the first one's."""
+    from qtpy.QtCore import Qt  # pyright: ignore[reportMissingImports]
+    from qtpy.QtWidgets import QApplication  # pyright: ignore[reportMissingImports]
+
+    wide, high = WINDOW
+    window = viewer.window._qt_window
+    viewer.window.resize(wide, high)
+    window.resizeDocks(docks, [wide // 3] * len(docks), Qt.Orientation.Horizontal)
+    window.resizeDocks(docks, [high * 4 // 5, high // 5], Qt.Orientation.Vertical)
+    QApplication.processEvents()
 
 
 def say_sides(model: Any) -> None:

@@ -20,7 +20,7 @@ from widgets.attention import Outlines
 from widgets.errors import ErrorViewer
 from widgets.geometry import Point, coarse, to_mm
 from widgets.layers import Layer, attention_layers, error_layers, share, upright, world
-from widgets.orthogonal import dock, say_sides, spread
+from widgets.orthogonal import dock, say_sides
 from widgets.panels import Window
 
 BONES = (150.0, 1500.0)  # HU, what a rendering shows from black to white
@@ -176,6 +176,4 @@ def _beside(
     lines.setWordWrap(True)
     lines.addItems(list(texts))
     lines.currentRowChanged.connect(lambda number: choose(number) if number >= 0 else None)
-    planes = dock(viewer, layers)
-    viewer.window.add_dock_widget(lines, name=name, area="right")
-    spread(viewer, list(planes.values()))
+    dock(viewer, layers, beside=lines, name=name)
