@@ -268,3 +268,26 @@ class AttentionPool(nn.Module):
         if real is not None:
             real = F.pad(real, (1, 0), value=True)
         return self.out(attend(query, key, value, real).transpose(1, 2).flatten(2))[:, 0]
+
+
+@final
+class Placed(nn.Module):
+    """Tokens that know where they lie in their grid: plus a learnt view of sines and cosines of their place.
+
+    Along an axis the grid's middle is 0 and its borders are -1 and 1, whatever the number of cells, in waves of twice
+    the grid's length, once, half and a quarter of it.
+    """
+
+    WAVES = 4  # an axis
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.place = nn.Linear(3 * 2 * self.WAVES, width)
+
+    def forward(self, x: Float[Tensor, "B N E"], grid: tuple[int, int, int]) -> Float[Tensor, "B N E"]:
+        """The tokens of a grid of N cells, in its order."""
+        weight = self.place.weight
+        axes = [(torch.arange(n, device=weight.device) + 0.5) * (2 / n) - 1 for n in grid]
+        at = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 2)
+        turns = (at[..., None] * 2.0 ** torch.arange(-2, self.WAVES - 2, device=at.device)).flatten(1) * math.tau
+        return x + self.place(torch.cat((turns.sin(), turns.cos()), 1).to(weight.dtype))

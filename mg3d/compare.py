@@ -99,8 +99,11 @@ def scored(run: Run, metric: str) -> Scored:
 
 
 def _labels(kept: Mapping[str, np.ndarray], options: Mapping[str, Any], metric: str) -> Statistic | None:
-    """AUROC of one label or class or over all that have one; accuracy of classes."""
+    """AUROC of one label or class or over all that have one, of prompts under the first template; accuracy of
+    classes."""
     scores, true, names = kept["predictions"], kept["targets"], list(options["names"])
+    if scores.ndim == 3:  # cases, templates, labels
+        scores = scores[:, 0]
     if options.get("exclusive"):
         right = (scores.argmax(1) == true[:, 0]).astype(float)
         if metric == "accuracy":

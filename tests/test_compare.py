@@ -37,6 +37,10 @@ def test_each_kind_of_study_is_scored_as_it_was():
     kept = np.load(run.path / "predictions.npz")
     assert once(run, "auroc/b") == pytest.approx(roc_auc_score(kept["targets"][:, 1], kept["predictions"][:, 1]))
 
+    asked = kept["predictions"][:, None] + np.array([0, 1])[:, None] * rng.normal(size=(60, 2, 2))  # two templates
+    run = finetuned(Transfer(study="ctrate-zeroshot"), {}, predictions=asked, targets=kept["targets"], **WHO)
+    assert once(run, "auroc/b") == pytest.approx(roc_auc_score(kept["targets"][:, 1], kept["predictions"][:, 1]))
+
     classes, true = rng.normal(size=(60, 3)), rng.integers(0, 3, (60, 1))
     options = {"names": ("x", "y", "z"), "exclusive": True}
     run = finetuned(Transfer(study="cc-ccii"), {}, options=options, predictions=classes, targets=true, **WHO)

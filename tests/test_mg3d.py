@@ -8,6 +8,7 @@ from torch import nn
 
 from mg3d import objectives
 from mg3d.encoders import Encoder, hide
+from mg3d.attention import Placed
 from mg3d.objectives.mg3d import MG3D, OURS, TERMS, VARIANTS, MG3DConfig
 from mg3d.types import Batch, Pyramid, Report
 
@@ -275,7 +276,7 @@ def test_maps(variant):
     shape = (4, 2, 4) if model.config.level == -1 else (16, 8, 16)
     sentences, tokens = 4, shape[0] * shape[1] * shape[2]
     config = model.config
-    asks = model.needs_specific and config.query == "sentence" and config.keys == "tokens"
+    asks = model.needs_specific and config.query == "sentence" and config.keys != "pooled"
     layers = 2 * model.needs_volume_fusion + asks
     assert maps.shape == (4, layers, 1, sentences, tokens)
     assert grid == shape
@@ -293,6 +294,26 @@ def test_the_last_map_is_that_of_equation_11():
     maps, _ = model.maps(whole)
     _, own = model._specific(model._told(whole), model._seen(whole))
     torch.testing.assert_close(maps[:, -1], own)
+
+
+def test_placed_keys_see_what_lies_there_and_where():
+    """Of a chest that looks the same everywhere, only they can tell one place from another; nor does what lies far
+    away change them."""
+    same = batch()
+    same.volume[:] = 0.5
+    for keys, differ in (("local", False), ("placed", True)):
+        model = build("no-mim", cml=0.0, keys=keys, sharp=6.0)
+        maps = model.maps(same)[0][0, -1, 0, 0]
+        assert (maps.std() > 1e-3 * maps.mean()) == differ
+    placed = model._places(model._seen(same))
+    assert len({tuple(token.tolist()) for token in placed[0]}) == placed.shape[1]
+
+
+def test_places_are_shares_of_the_grid():
+    """A finer grid has the same waves, read at more places."""
+    placed = Placed(8)
+    coarse, fine = (placed(torch.zeros(1, n * 5 * 2, 8), (n, 5, 2)).unflatten(1, (n, 5, 2)) for n in (3, 9))
+    torch.testing.assert_close(fine[:, 1::3], coarse)
 
 
 def test_maps_of_words_are_means_over_sentences():

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mg3d import losses
-from mg3d.attention import AttentionPool, CrossModalAttention, Fusion, Mode, sentence_mean
+from mg3d.attention import AttentionPool, CrossModalAttention, Fusion, Mode, Placed, sentence_mean
 from mg3d.decoders import ReportDecoder, VoxelDecoder
 from mg3d.encoders import Encoder, voxels
 from mg3d.objectives import Objective, TextEncoder
@@ -98,6 +98,7 @@ class MG3D(Objective):
         if self.needs_specific:  # Eq. 11, no residual: else a sentence could pass as its visual feature
             if c.query == "sentence":
                 self.specific = CrossModalAttention(width, mode="classical", heads=c.heads, sharp=c.sharp)
+                self.placed = Placed(width) if c.keys == "placed" else None
             else:
                 self.specific = Fusion(width, layers=c.layers, gate=c.gate, heads=c.heads, plain=True)
         if c.dfa:
@@ -289,6 +290,8 @@ class MG3D(Objective):
         c = self.config
         if c.query == "volume" or c.keys == "pooled":
             return seen.tokens.mean(1, keepdim=True)
+        if c.keys == "placed":
+            return self.placed(seen.local, seen.grid)
         return seen.local if c.keys == "local" else seen.tokens
 
     def _asking(self, told: Told) -> Float[Tensor, "B S E"]:

@@ -70,8 +70,9 @@ class MG3DConfig:
     # Eq. 11: sentences ask the volume tokens. With one "pooled" key all sentences of a patient would get the same
     # vector. The pooled "volume" asks the sentences in the released code
     query: Literal["sentence", "volume"] = "sentence"
-    # "local" tokens lack the coarser cells, which see the whole chest from every place: their maps need not point
-    keys: Literal["tokens", "pooled", "local"] = "tokens"
+    # "local" tokens lack the coarser cells, which tell at every place of the whole chest: with those a map need not
+    # point. "placed" ones are local and know where they lie, so that a sentence can ask for a side or a lobe
+    keys: Literal["tokens", "pooled", "local", "placed"] = "tokens"
     sharp: float = 1.0  # factor of the scores under Eq. 11's softmax: at 1 its maps start, and long stay, almost even
 
     # Eq. 12, 13
@@ -102,6 +103,11 @@ class MG3DConfig:
 
 PAPER = MG3DConfig()
 INTRA = replace(PAPER, ssm=0.0, dfa=0.0)  # the rows of Table III have no inter-patient losses
+
+# What teaches most on the phantom: docs/devlog.md says what was tried
+PLUS = replace(
+    replace(PAPER, mim=0.0, mlm=0.0, sfr=0.0, cml=0.0, clip=1.0, local=0.1, witness=1.0), level=-4, sharp=6.0
+)
 
 VARIANTS = {
     "paper": PAPER,
@@ -146,10 +152,8 @@ VARIANTS = {
     "fine": replace(PAPER, level=-3),
     "clip": replace(PAPER, clip=0.1),
     "local": replace(PAPER, local=0.1),
-    # What teaches most on the phantom: docs/devlog.md says what was tried
-    "plus": replace(
-        replace(PAPER, mim=0.0, mlm=0.0, sfr=0.0, cml=0.0, clip=1.0, local=0.1, witness=1.0),
-        level=-4,
-        sharp=6.0,
-    ),
+    "plus": PLUS,
+    # Where its sentences may look
+    "plus-local": replace(PLUS, keys="local"),
+    "plus-placed": replace(PLUS, keys="placed"),
 }
