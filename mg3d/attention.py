@@ -62,8 +62,9 @@ class CrossModalAttention(nn.Module):
 
     `normed` puts a LayerNorm before each side: without it the maps start almost uniform. `sharp` multiplies the scores
     under the softmax. `gate="sigmoid"` is the released form of "ours": A = sigmoid(W_Q y . W_K x / sqrt(d)), each
-    weight on its own scale. Keys have no bias where a softmax would cancel it. Raises ValueError if the heads do not
-    divide the width, and for a classical sigmoid, which nobody defines.
+    weight on its own scale. Keys have no bias where a softmax would cancel it. Without `values` the
+    tokens themselves are averaged, for those who want the map alone. Raises ValueError if the heads do not divide the
+    width, and for a classical sigmoid, which nobody defines.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class CrossModalAttention(nn.Module):
         heads: int = 1,
         normed: bool = True,
         sharp: float = 1.0,
+        values: bool = True,
     ):
         super().__init__()
         check_heads(width, heads)
@@ -85,7 +87,8 @@ class CrossModalAttention(nn.Module):
         self.norm_x, self.norm_y = (nn.LayerNorm(width) if normed else nn.Identity() for _ in range(2))
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width, bias=gate == "sigmoid")
-        self.value = nn.Linear(width, width)
+        value = nn.Linear(width, width)  # drawn in any case, so that what is drawn next is the same for a seed
+        self.value = value if values else nn.Identity()
 
     def forward(
         self,

@@ -175,7 +175,9 @@ _TABLES = (
         {"MSD Task 06 Dice": MEASURED["MSD Task 06 Dice"]},
         _best(_READINGS, "paper"),
     ),
-    Table("learning", "What is learnt", _LEARNT, _FINDINGS | _ASKED, [*_chain(list(_LEARNT)), ("plus", "from scratch")]),
+    Table(
+        "learning", "What is learnt", _LEARNT, _FINDINGS | _ASKED, [*_chain(list(_LEARNT)), ("plus", "from scratch")]
+    ),
     Table(
         "scaling",
         "Nested sizes of the data, two encoders",

@@ -97,7 +97,8 @@ class MG3D(Objective):
         self.needs_specific = bool(c.ssm or c.dfa or c.local or c.witness)
         if self.needs_specific:  # Eq. 11, no residual: else a sentence could pass as its visual feature
             if c.query == "sentence":
-                self.specific = CrossModalAttention(width, mode="classical", heads=c.heads, sharp=c.sharp)
+                how = {"heads": c.heads, "sharp": c.sharp, "values": bool(c.ssm or c.dfa or c.local)}
+                self.specific = CrossModalAttention(width, mode="classical", **how)
                 self.placed = Placed(width) if c.keys == "placed" else None
             else:
                 self.specific = Fusion(width, layers=c.layers, gate=c.gate, heads=c.heads, plain=True)

@@ -105,9 +105,8 @@ PAPER = MG3DConfig()
 INTRA = replace(PAPER, ssm=0.0, dfa=0.0)  # the rows of Table III have no inter-patient losses
 
 # What teaches most on the phantom: docs/devlog.md says what was tried
-PLUS = replace(
-    replace(PAPER, mim=0.0, mlm=0.0, sfr=0.0, cml=0.0, clip=1.0, local=0.1, witness=1.0), level=-4, sharp=6.0
-)
+_NONE = replace(PAPER, **dict.fromkeys(TERMS, 0.0), clip=1.0)
+PLUS = replace(_NONE, witness=1.0, level=-4, keys="placed", sharp=6.0)
 
 VARIANTS = {
     "paper": PAPER,
@@ -153,7 +152,8 @@ VARIANTS = {
     "clip": replace(PAPER, clip=0.1),
     "local": replace(PAPER, local=0.1),
     "plus": PLUS,
-    # Where its sentences may look
-    "plus-local": replace(PLUS, keys="local"),
-    "plus-placed": replace(PLUS, keys="placed"),
+    "plus-local": replace(PLUS, keys="local"),  # cells that don't know their place
+    "plus-tokens": replace(PLUS, keys="tokens"),  # all that the paper's tokens know, the whole chest among it
+    "plus-between": replace(PLUS, ssm=0.1, dfa=0.1),  # and the paper's two terms between patients
+    "plus-specific": replace(PLUS, ssm=0.1, dfa=0.1, local=0.1),
 }
