@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from mg3d import objectives
-from mg3d.encoders import Encoder, hide
 from mg3d.attention import Placed
+from mg3d.encoders import Encoder, hide
 from mg3d.objectives.mg3d import MG3D, OURS, TERMS, VARIANTS, MG3DConfig
 from mg3d.types import Batch, Pyramid, Report
 

@@ -99,7 +99,7 @@ class MG3D(Objective):
             if c.query == "sentence":
                 how = {"heads": c.heads, "sharp": c.sharp, "values": bool(c.ssm or c.dfa or c.local)}
                 self.specific = CrossModalAttention(width, mode="classical", **how)
-                self.placed = Placed(width) if c.keys == "placed" else None
+                self.placed = Placed(width) if c.keys == "placed" else nn.Identity()
             else:
                 self.specific = Fusion(width, layers=c.layers, gate=c.gate, heads=c.heads, plain=True)
         if c.dfa:
