@@ -116,7 +116,8 @@ class Visit:
         self.page.set_default_timeout(1000 * PATIENCE_S)
         self.page.add_init_script(PATIENT)
         self.page.add_init_script(STILL)
-        self.page.add_locator_handler(self.page.locator(".jp-Dialog").first, self._answer)
+        # without its own wait: what JupyterLab asks next takes the place of what was answered, and would be waited for
+        self.page.add_locator_handler(self.page.locator(".jp-Dialog").first, self._answer, no_wait_after=True)
         self.address, self.errors, self.strangers, self.asked = address, [], set(), []
         self.page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
@@ -156,10 +157,12 @@ class Visit:
         assert not fault.count(), fault.first.inner_text()[-3000:]
 
     def _answer(self, dialog: Any) -> None:
-        """Yes to what JupyterLab asks over the page, such as to go on without a server that is slow to answer."""
-        self.asked.append(dialog.inner_text())
-        assert len(self.asked) < 10, self.asked
-        dialog.locator("button.jp-mod-accept").click(timeout=60_000)
+        """Yes to all that JupyterLab asks over the page, such as to go on without a server that is slow to answer."""
+        while dialog.is_visible():
+            self.asked.append(dialog.inner_text(timeout=60_000))
+            assert len(self.asked) < 30, self.asked
+            dialog.locator("button.jp-mod-accept").click(timeout=60_000)
+            self.page.wait_for_timeout(2000)  # the next one comes at once, if there is one
 
 
 class Viewer:
