@@ -62,9 +62,9 @@ class CrossModalAttention(nn.Module):
 
     `normed` puts a LayerNorm before each side: without it the maps start almost uniform. `sharp` multiplies the scores
     under the softmax. `gate="sigmoid"` is the released form of "ours": A = sigmoid(W_Q y . W_K x / sqrt(d)), each
-    weight on its own scale. Keys have no bias where a softmax would cancel it. Without `values` the
-    tokens themselves are averaged, for those who want the map alone. Raises ValueError if the heads do not divide the
-    width, and for a classical sigmoid, which nobody defines.
+    weight on its own scale. Keys have no bias where a softmax would cancel it. Without `values` the tokens themselves
+    are averaged, for those who want the map alone. Raises ValueError if the heads do not divide the width, and for a
+    classical sigmoid, which nobody defines.
     """
 
     def __init__(

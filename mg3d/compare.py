@@ -99,11 +99,8 @@ def scored(run: Run, metric: str) -> Scored:
 
 
 def _labels(kept: Mapping[str, np.ndarray], options: Mapping[str, Any], metric: str) -> Statistic | None:
-    """AUROC of one label or class or over all that have one, of prompts under the first template; accuracy of
-    classes."""
+    """AUROC of one label or class or over all that have one; accuracy of classes."""
     scores, true, names = kept["predictions"], kept["targets"], list(options["names"])
-    if scores.ndim == 3:  # cases, templates, labels
-        scores = scores[:, 0]
     if options.get("exclusive"):
         right = (scores.argmax(1) == true[:, 0]).astype(float)
         if metric == "accuracy":
@@ -114,6 +111,11 @@ def _labels(kept: Mapping[str, np.ndarray], options: Mapping[str, Any], metric: 
         return lambda w: auroc(scores[:, names.index(label)], true[:, names.index(label)], w)
     some = ~np.isnan(auroc(scores, true))
     return (lambda w: mean_of_defined(auroc(scores[:, some], true[:, some], w))) if metric == "auroc" else None
+
+
+def _prompts(kept: Mapping[str, np.ndarray], options: Mapping[str, Any], metric: str) -> Statistic | None:
+    """AUROC as of labels, under the first template, which is the one that is scored."""
+    return _labels({**kept, "predictions": kept["predictions"][:, 0]}, options, metric)
 
 
 def _masks(kept: Mapping[str, np.ndarray], options: Mapping[str, Any], metric: str) -> Statistic | None:
@@ -147,7 +149,7 @@ def _found(kept: Mapping[str, np.ndarray], options: Mapping[str, Any], metric: s
     return lambda w: (w @ each) / w.sum(1)
 
 
-_STATISTICS = {"classify": _labels, "align": _labels, "segment": _masks, "generate": _reports, "retrieve": _found}
+_STATISTICS = {"classify": _labels, "align": _prompts, "segment": _masks, "generate": _reports, "retrieve": _found}
 _ABLE = {
     "classify": "auroc, auroc/<label>, accuracy of classes",
     "align": "auroc, auroc/<label>",

@@ -160,7 +160,7 @@ class Visit:
         """Yes to all that JupyterLab asks over the page, such as to go on without a server that is slow to answer."""
         while dialog.is_visible():
             self.asked.append(dialog.inner_text(timeout=60_000))
-            assert len(self.asked) < 30, self.asked
+            assert len(self.asked) < 10, self.asked
             dialog.locator("button.jp-mod-accept").click(timeout=60_000)
             self.page.wait_for_timeout(2000)  # the next one comes at once, if there is one
 

@@ -297,8 +297,7 @@ def test_the_last_map_is_that_of_equation_11():
 
 
 def test_placed_keys_see_what_lies_there_and_where():
-    """Of a chest that looks the same everywhere, only they can tell one place from another; nor does what lies far
-    away change them."""
+    """Of a chest that looks the same everywhere, only they can tell one place from another."""
     same = batch()
     same.volume[:] = 0.5
     for keys, differ in (("local", False), ("placed", True)):

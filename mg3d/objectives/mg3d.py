@@ -99,7 +99,8 @@ class MG3D(Objective):
             if c.query == "sentence":
                 how = {"heads": c.heads, "sharp": c.sharp, "values": bool(c.ssm or c.dfa or c.local)}
                 self.specific = CrossModalAttention(width, mode="classical", **how)
-                self.placed = Placed(width) if c.keys == "placed" else nn.Identity()
+                if c.keys == "placed":
+                    self.placed = Placed(width)
             else:
                 self.specific = Fusion(width, layers=c.layers, gate=c.gate, heads=c.heads, plain=True)
         if c.dfa:
@@ -164,8 +165,7 @@ class MG3D(Objective):
             layers.append(self._specific(told, seen)[1][:, None])
         if not layers:
             raise ValueError("this variant has no attention from text to volume tokens: give mim, cml or ssm a weight")
-        maps = torch.cat(layers, 1)
-        return maps.float(), seen.grid
+        return torch.cat(layers, 1).float(), seen.grid
 
     @torch.no_grad()
     def embed(self, batch: Batch) -> tuple[Float[Tensor, "B E"], Float[Tensor, "B E"]]:

@@ -105,8 +105,7 @@ PAPER = MG3DConfig()
 INTRA = replace(PAPER, ssm=0.0, dfa=0.0)  # the rows of Table III have no inter-patient losses
 
 # What teaches most on the phantom: docs/devlog.md says what was tried
-_NONE = replace(PAPER, **dict.fromkeys(TERMS, 0.0), clip=1.0)
-PLUS = replace(_NONE, witness=1.0, level=-4, keys="placed", sharp=6.0)
+PLUS = replace(PAPER, **dict.fromkeys(TERMS, 0.0), clip=1.0, witness=1.0, level=-4, keys="placed", sharp=6.0)
 
 VARIANTS = {
     "paper": PAPER,
