@@ -1,6 +1,7 @@
 """One run, one folder: its recipe, its metrics, its checkpoints, its weights.
 
     runs/<id>/recipe.json           the recipe; of a fine-tuning, transfer.json
+              readings.json         of a pre-training: the fields of its variant
               metrics.jsonl         one line a step
               checkpoints/step-00000120.pt + .json    the last two; the JSON (written last) holds step and checksum
               model.safetensors     everything that learnt       encoder.safetensors   the volume encoder alone
@@ -75,6 +76,31 @@ class Run:
     def recipe(self) -> Recipe:
         """The recipe that the folder was made for."""
         return self.plan(Recipe)
+
+    def keep_readings(self, config: Any) -> None:
+        """Write down what the name of the recipe's variant means: the fields of its config, a dataclass."""
+        content = json.dumps(asdict(config), indent=1).encode()
+        paths.write_atomic(self.path / "readings.json", content)
+
+    def check_readings(self, config: Any) -> None:
+        """Raise ValueError where the recipe's variant has changed since the run was made, naming the fields.
+
+        A field that did not exist then counts as its default. A run that wrote nothing down is let pass.
+        """
+        file = self.path / "readings.json"
+        if not file.exists():
+            return
+        try:
+            then = asdict(type(config)()) | json.loads(file.read_text())
+        except (ValueError, TypeError) as error:
+            raise DamagedRun(f"{file}: no readings ({error}); delete the folder and start again") from error
+        now = json.loads(json.dumps(asdict(config)))  # as JSON keeps them: a tuple is a list
+        changed = [f"{name} was {then[name]!r}, is {value!r}" for name, value in now.items() if then[name] != value]
+        if changed:
+            raise ValueError(
+                f"{self.path}: variant {self.recipe.variant!r} has changed since this run: {'; '.join(changed)}; "
+                "give the new one a name of its own, or start again with resume=False"
+            )
 
     @property
     def done(self) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -150,26 +150,36 @@ def objective(recipe: Recipe, text: "FrozenText") -> "Objective":
     )
 
 
-def check(recipe: Recipe) -> None:
-    """Raise ValueError, listing the valid names, when a name in the recipe is none: before any work is done."""
-    from mg3d.encoders import ENCODERS
+def config(recipe: Recipe) -> Any:
+    """The weights and readings that the recipe's variant names: a dataclass of its method. ValueError if it is none."""
     from mg3d.objectives import METHODS, known
 
     method = METHODS[known(recipe.method, METHODS, "method")]
+    return method.variants[known(recipe.variant, method.variants, f"variant of {recipe.method}")]
+
+
+def check(recipe: Recipe) -> None:
+    """Raise ValueError, listing the valid names, when a name in the recipe is none: before any work is done."""
+    from mg3d.encoders import ENCODERS
+    from mg3d.objectives import known
+
     known(recipe.encoder, ENCODERS, "encoder")
-    known(recipe.variant, method.variants, f"variant of {recipe.method}")
+    config(recipe)
 
 
 def pretrain(recipe: Recipe) -> Run:
     """Pre-train by a recipe and return its run. Done runs are returned at once, half-done ones continue.
 
     With `recipe.gpus` above 1 the work is done by as many processes under torchrun; inside torchrun, by this one among
-    them. Raises what `cohort` raises, and Diverged when a loss is not finite.
+    them. Raises what `cohort` raises, ValueError where the variant has changed since the run was begun, and Diverged
+    when a loss is not finite.
     """
     check(recipe)
     run = Run.of(recipe)
-    if run.done and recipe.resume:
-        return run
+    if recipe.resume:
+        run.check_readings(config(recipe))
+        if run.done:
+            return run
     if recipe.gpus > 1 and distributed.expected() == 1:
         distributed.launch(recipe)
         return Run.open(replace(recipe, resume=True))
@@ -178,7 +188,9 @@ def pretrain(recipe: Recipe) -> Run:
             recipe = replace(recipe, gpus=distributed.world())
         found = cohort(recipe)  # before the run's folder is made: a run that cannot start leaves none
         with distributed.first() as first:
-            run = Run.open(recipe) if first else run
+            if first:
+                run = Run.open(recipe)
+                run.keep_readings(config(recipe))
         with run.lock() if distributed.rank() == 0 else nullcontext():
             _pretrain(found, run)
     return run
@@ -210,9 +222,11 @@ def _pretrain(found: Cohort, run: Run) -> None:
 def load(run: Run, *, text: "FrozenText | None" = None) -> "Objective":
     """The trained objective of a finished run, in eval mode, loaded strictly. DamagedRun when it has no weights.
 
-    `text` is the recipe's text encoder, where it is there already.
+    `text` is the recipe's text encoder, where it is there already. Raises ValueError where the variant has changed
+    since the run was made.
     """
     recipe = run.recipe
+    run.check_readings(config(recipe))
     model = objective(recipe, text or words(recipe)[0])
     model.load_state_dict(run.weights("model"))
     return model.eval()

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from mg3d import runs
+from mg3d.objectives import METHODS
+from mg3d.objectives.readings import VARIANTS
 from mg3d.recipe import Recipe
 from mg3d.runs import DamagedRun, Run
 
@@ -120,6 +122,31 @@ def test_find_selects_by_field(run):
     other = Run.open(Recipe(steps=10, variant="released"))
     assert [r.path for r in runs.find(variant="released")] == [other.path]
     assert len(runs.find(steps=10)) == 2
+
+
+def test_a_run_knows_what_its_variant_meant(run):
+    run.check_readings(VARIANTS["paper"])  # a run of old wrote nothing down
+    run.keep_readings(VARIANTS["paper"])
+    run.check_readings(VARIANTS["paper"])
+    with pytest.raises(ValueError, match=r"'paper' has changed .*: ssm was 0\.1, is 0\.0; .* resume=False"):
+        run.check_readings(VARIANTS["no-ssm"])
+    file = run.path / "readings.json"
+    kept = json.loads(file.read_text())
+    del kept["sharp"], kept["keys"]  # as if they had been invented since
+    file.write_text(json.dumps(kept))
+    run.check_readings(VARIANTS["paper"])
+    with pytest.raises(ValueError, match=r": keys was 'tokens', is 'pooled'; "):
+        run.check_readings(VARIANTS["pooled"])
+    file.write_text("{")
+    with pytest.raises(DamagedRun, match=r"readings\.json"):
+        run.check_readings(VARIANTS["paper"])
+
+
+def test_every_variant_can_be_kept_and_checked(run):
+    for method in METHODS.values():
+        for variant in method.variants.values():
+            run.keep_readings(variant)
+            run.check_readings(variant)
 
 
 def test_an_unreadable_recipe_is_named(run):

@@ -10,6 +10,7 @@ from volumes import chest, write_nifti
 
 from mg3d import SCALES, Recipe, cohort, load, pretrain
 from mg3d.data.corpora import MissingCorpus
+from mg3d.objectives.readings import VARIANTS
 from mg3d.recipe import Scale
 from mg3d.train import choose, listed, main, where
 from mg3d.types import Case
@@ -59,6 +60,16 @@ def test_what_is_done_starts_no_processes(home, monkeypatch):
     run = pretrain(recipe)
     monkeypatch.setattr("mg3d.distributed.launch", lambda recipe: pytest.fail("processes were started"))
     assert pretrain(dataclasses.replace(recipe, gpus=2)).path == run.path
+
+
+def test_a_variant_that_has_changed_is_no_longer_that_of_its_runs(home, monkeypatch):
+    recipe = Recipe(scale="phantoms", text="tiny", seed=3)
+    run = pretrain(recipe)
+    monkeypatch.setitem(VARIANTS, "paper", dataclasses.replace(VARIANTS["paper"], sharp=2.0))
+    for use in (lambda: pretrain(recipe), lambda: load(run)):
+        with pytest.raises(ValueError, match=r"'paper' has changed .*: sharp was 1\.0, is 2\.0"):
+            use()
+    assert run.done
 
 
 def test_no_phantom_is_refused(home):
