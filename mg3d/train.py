@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -150,21 +150,13 @@ def objective(recipe: Recipe, text: "FrozenText") -> "Objective":
     )
 
 
-def config(recipe: Recipe) -> Any:
-    """The weights and readings that the recipe's variant names: a dataclass of its method. ValueError if it is none."""
-    from mg3d.objectives import METHODS, known
-
-    method = METHODS[known(recipe.method, METHODS, "method")]
-    return method.variants[known(recipe.variant, method.variants, f"variant of {recipe.method}")]
-
-
 def check(recipe: Recipe) -> None:
     """Raise ValueError, listing the valid names, when a name in the recipe is none: before any work is done."""
     from mg3d.encoders import ENCODERS
-    from mg3d.objectives import known
+    from mg3d.objectives import configured, known
 
     known(recipe.encoder, ENCODERS, "encoder")
-    config(recipe)
+    configured(recipe.method, recipe.variant)
 
 
 def pretrain(recipe: Recipe) -> Run:
@@ -174,10 +166,12 @@ def pretrain(recipe: Recipe) -> Run:
     them. Raises what `cohort` raises, ValueError where the variant has changed since the run was begun, and Diverged
     when a loss is not finite.
     """
+    from mg3d.objectives import configured
+
     check(recipe)
-    run = Run.of(recipe)
+    run, config = Run.of(recipe), configured(recipe.method, recipe.variant)
     if recipe.resume:
-        run.check_readings(config(recipe))
+        run.check_readings(config)
         if run.done:
             return run
     if recipe.gpus > 1 and distributed.expected() == 1:
@@ -190,7 +184,7 @@ def pretrain(recipe: Recipe) -> Run:
         with distributed.first() as first:
             if first:
                 run = Run.open(recipe)
-                run.keep_readings(config(recipe))
+                run.keep_readings(config)
         with run.lock() if distributed.rank() == 0 else nullcontext():
             _pretrain(found, run)
     return run
@@ -225,8 +219,10 @@ def load(run: Run, *, text: "FrozenText | None" = None) -> "Objective":
     `text` is the recipe's text encoder, where it is there already. Raises ValueError where the variant has changed
     since the run was made.
     """
+    from mg3d.objectives import configured
+
     recipe = run.recipe
-    run.check_readings(config(recipe))
+    run.check_readings(configured(recipe.method, recipe.variant))
     model = objective(recipe, text or words(recipe)[0])
     model.load_state_dict(run.weights("model"))
     return model.eval()

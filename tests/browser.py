@@ -33,8 +33,9 @@ STILL = """addEventListener('DOMContentLoaded', () => { const style = document.c
   style.textContent = '*, *::before, *::after { animation: none !important; transition: none !important }';
   document.head.append(style) })"""
 TOKEN = "t"
-# what JupyterLab says of a kernel that it let go of, when it is slow to notice; without its own no notebook would run
-GONE = re.compile(r"/api/(kernels|sessions)/|Could not restore the debugger state")
+# seen once on a busy machine: JupyterLab asked for a kernel that was gone (404), and said so; any other error counts
+GONE = re.compile(r"/api/kernels/\S+ failed: .* 404\b|404 \(Not Found\) \S+/api/(kernels|sessions)/"
+                  r"|^Could not restore the debugger state: Canceled future")  # fmt: skip
 PLACE = re.compile(r"([RL]) ([\d.]+)\s+([AP]) ([\d.]+)\s+([SI]) ([\d.]+)")
 STATE = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR",
          "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR")  # fmt: skip

@@ -86,6 +86,12 @@ METHODS = {
 }
 
 
+def configured(method: str, variant: str) -> Any:
+    """The config that a variant of a method names. Raises ValueError for an unknown name, listing the valid ones."""
+    variants = METHODS[known(method, METHODS, "method")].variants
+    return variants[known(variant, variants, f"variant of {method}")]
+
+
 def build(
     method: str,
     *,
@@ -104,7 +110,7 @@ def build(
     encoder.
     """
     row = METHODS[known(method, METHODS, "method")]
-    config = row.variants[known(variant or next(iter(row.variants)), row.variants, f"variant of {method}")]
+    config = configured(method, variant or next(iter(row.variants)))
     valid = {f.name: f for f in fields(config)}
     for name in overrides:
         known(name, valid, f"field of {type(config).__name__}")
