@@ -99,7 +99,7 @@ BUDGETS = {  # scale, task: what a study on the phantom gets, if it trains at al
     ("demo", "segment"): Budget(40, 2, 1e-3, 2e-3),
     ("demo", "generate"): Budget(40, 8, 5e-4, 2e-3),
     ("demo", "align"): Budget(40, 8, 5e-4, 2e-3),
-    ("phantom", "classify"): Budget(600, 16, 3e-4, 3e-3),
+    ("phantom", "classify"): Budget(400, 16, 3e-4, 3e-3),
     ("phantom", "segment"): Budget(300, 2, 5e-4, 1e-3),
     ("phantom", "generate"): Budget(1500, 16, 3e-4, 1e-3),
     ("phantom", "align"): Budget(600, 16, 3e-4, 1e-3),
