@@ -33,9 +33,6 @@ STILL = """addEventListener('DOMContentLoaded', () => { const style = document.c
   style.textContent = '*, *::before, *::after { animation: none !important; transition: none !important }';
   document.head.append(style) })"""
 TOKEN = "t"
-# seen once on a busy machine: JupyterLab asked for a kernel that was gone (404), and said so; any other error counts
-GONE = re.compile(r"/api/kernels/\S+ failed: .* 404\b|404 \(Not Found\) \S+/api/(kernels|sessions)/"
-                  r"|^Could not restore the debugger state: Canceled future")  # fmt: skip
 PLACE = re.compile(r"([RL]) ([\d.]+)\s+([AP]) ([\d.]+)\s+([SI]) ([\d.]+)")
 STATE = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR",
          "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR")  # fmt: skip
@@ -122,13 +119,9 @@ class Visit:
         # without its own wait: what JupyterLab asks next takes the place of what was answered, and would be waited for
         self.page.add_locator_handler(self.page.locator(".jp-Dialog").first, self._answer, no_wait_after=True)
         self.address, self.errors, self.strangers, self.asked = address, [], set(), []
-        self.page.on("console", self._said)
+        self.page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("request", self._asked)
-
-    def _said(self, message: Any) -> None:
-        if message.type == "error" and not GONE.search(f"{message.text} {message.location['url']}"):
-            self.errors.append(message.text)
 
     def _asked(self, request: Any) -> None:
         host = urlparse(request.url).hostname
