@@ -1,4 +1,4 @@
-"""The paper's tables as rows and columns, and three of our own.
+"""The paper's tables as rows and columns, and four of our own.
 
 | table | rows | columns |
 |---|---|---|
@@ -11,6 +11,7 @@
 | VII, VIII | foundation models | images; language |
 | readings | our reading of the paper, and each point where the released code computes something else | lung tumour |
 | learning | from scratch, our reading of the paper, our own weights | findings by probe, tuned, by prompts; retrieval |
+| terms | each loss alone, and some together | findings by probe |
 | scaling | nested sizes of the data, Swin-B and Swin-L | findings by prompts |
 
     TABLES["III"].jobs(scale="phantom", seeds=(0, 1, 2))
@@ -122,6 +123,15 @@ _NESTED = {  # the fourth size of the phantom has no match among the paper's
     )
 }
 _LEARNT = {"from scratch": _SCRATCH, "paper": Row(), "plus": Row(variant="plus")}
+_EACH = ("mim", "mlm", "sfr", "cml", "ssm", "dfa", "clip", "local", "witness")  # listed, as tables import no torch
+_TERMS = {"from scratch": _SCRATCH} | {f"{term} alone": Row(variant=f"only-{term}") for term in _EACH}
+_TERMS |= {
+    "the paper's six": Row(variant="six"),
+    "mim, clip": Row(variant="mim-clip"),
+    "ssm, dfa, clip": Row(variant="between-clip"),
+    "clip, witness": Row(variant="clip-witness"),
+    "clip, witness, ssm, dfa": Row(variant="clip-witness-between"),
+}
 _FINDINGS = {
     title: Column("findings", "auroc", given={"probe": probe, "share": share})
     for title, probe, share in (
@@ -177,6 +187,13 @@ _TABLES = (
     ),
     Table(
         "learning", "What is learnt", _LEARNT, _FINDINGS | _ASKED, [*_chain(list(_LEARNT)), ("plus", "from scratch")]
+    ),
+    Table(
+        "terms",
+        "Each loss alone, and some together",
+        _TERMS,
+        {"probe": _FINDINGS["probe"]},
+        [(row, "from scratch") for row in _TERMS if row != "from scratch"],
     ),
     Table(
         "scaling",

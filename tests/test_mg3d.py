@@ -14,6 +14,7 @@ from mg3d.types import Batch, Pyramid, Report
 
 SHAPE = (32, 16, 32)
 VOCABULARY = 40
+BLIND = ("only-mlm", "only-sfr", "only-clip")  # no text asks the volume
 
 
 class Toy(Encoder):
@@ -269,7 +270,13 @@ def test_the_text_encoder_is_no_part_of_the_model():
     assert all(model.text is not module for module in model.modules())
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", BLIND)
+def test_no_maps(variant):
+    with pytest.raises(ValueError, match="no attention from text to volume tokens"):
+        build(variant).maps(batch())
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v not in BLIND])
 def test_maps(variant):
     model = build(variant)
     maps, grid = model.maps(batch())

@@ -230,6 +230,16 @@ def test_pictures_are_cut_through_the_voxel_nearest_to_the_point():
     assert figure.axes[2].texts[4].get_text().endswith(f"{abs(to_mm((10, 8, 7), affine)[0]):.1f} mm")
 
 
+def test_the_middle_of_a_mask_in_two_lies_in_one_of_them():
+    mask = np.zeros((9, 9, 20), bool)
+    mask[3:6, 3:6, 1:4] = mask[3:6, 3:6, 15:20] = True
+    affine = np.array([[0, 0, -2.0, 9], [0, -3.0, 0, 4], [1.5, 0, 0, -8], [0, 0, 0, 1]])
+    where = np.linalg.inv(affine) @ [*slices.middle(mask, affine), 1]
+    assert where[:3] == pytest.approx([4, 4, 15])  # the mean is 11.75, between the two
+    with pytest.raises(ValueError, match="the mask is empty"):
+        slices.middle(mask & False, affine)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

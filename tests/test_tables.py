@@ -8,6 +8,7 @@ from mg3d import train
 from mg3d.cells import Row, command
 from mg3d.grid import ANOTHER, NO_COHORT, OFFICIAL, SYNTHETIC, setting, wide
 from mg3d.heads import NO_POOL, NO_TEXT, _readings
+from mg3d.objectives.readings import OURS, TERMS, VARIANTS
 from mg3d.paper import COLUMNS, PRINTED
 from mg3d.recipe import SCALES, SMALLER, Recipe
 from mg3d.tables import MEASURED, TABLES
@@ -84,6 +85,13 @@ def test_a_column_says_how_it_is_fine_tuned():
     real = {c.column: c.why for c in TABLES["learning"].cells(scale=REAL)}
     assert real["probe"] == NO_COHORT
     assert not real["by prompts, zero-shot"]
+
+
+def test_a_term_alone_is_the_one_with_a_weight():
+    weights = {term: [getattr(VARIANTS[f"only-{term}"], name) for name in (*TERMS, *OURS)] for term in (*TERMS, *OURS)}
+    assert weights == {term: [float(name == term) for name in (*TERMS, *OURS)] for term in weights}
+    alone = [row.variant for name, row in TABLES["terms"].rows.items() if name.endswith(" alone")]
+    assert alone == [f"only-{term}" for term in weights]
 
 
 def test_only_ours_has_a_feature_of_a_whole_report():

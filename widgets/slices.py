@@ -170,6 +170,17 @@ def _hu(volume: np.ndarray, window_hu: tuple[float, float] | None) -> np.ndarray
     return in_hu(volume, window_hu)
 
 
+def middle(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """The voxel of `mask` [D, H, W] nearest to its middle, in RAS mm: inside, also where the mask is hollow or in two.
+
+    Raises ValueError for an empty mask.
+    """
+    inside = np.argwhere(mask)
+    if not len(inside):
+        raise ValueError("the mask is empty: it has no middle")
+    return to_mm(inside[np.argmin(((inside - inside.mean(0)) ** 2).sum(1))], affine)
+
+
 def _point(
     volume: np.ndarray, affine: np.ndarray, at: Point | None, overlay: np.ndarray | None, outline: np.ndarray | None
 ) -> np.ndarray:
@@ -181,9 +192,5 @@ def _point(
         peak = np.unravel_index(np.nanargmax(overlay), overlay.shape)
         return _point(volume, affine, to_mm(peak, coarse(affine, volume.shape, overlay.shape)), None, None)
     if outline is not None and np.any(outline):
-        inside = np.argwhere(outline)
-        nearest = inside[
-            np.argmin(((inside - inside.mean(0)) ** 2).sum(1))
-        ]  # a point of the mask, also of a hollow one
-        return _point(volume, affine, to_mm(nearest, coarse(affine, volume.shape, outline.shape)), None, None)
+        return _point(volume, affine, middle(outline, coarse(affine, volume.shape, outline.shape)), None, None)
     return to_mm(np.array(volume.shape) // 2, affine)

@@ -156,3 +156,15 @@ VARIANTS = {
     "plus-between": replace(PLUS, ssm=0.1, dfa=0.1),  # and the paper's two terms between patients
     "plus-specific": replace(PLUS, ssm=0.1, dfa=0.1, local=0.1, keys="tokens"),  # better features, blunter maps
 }
+
+# Terms alone and together, at a stride that the self-attention of Eq. 1 and 3 can afford, with the paper's keys: local
+# ones would leave the coarser stages of the encoder, which a probe reads, without a gradient
+_FINE = replace(PLUS, level=-3, keys="tokens")
+VARIANTS |= {f"only-{t}": replace(_FINE, **(dict.fromkeys(OURS, 0.0) | {t: 1.0})) for t in (*TERMS, *OURS)}
+VARIANTS |= {
+    "six": replace(PAPER, level=_FINE.level, sharp=_FINE.sharp),
+    "mim-clip": replace(_FINE, mim=1.0, witness=0.0),
+    "between-clip": replace(_FINE, ssm=1.0, dfa=1.0, witness=0.0),
+    "clip-witness": _FINE,
+    "clip-witness-between": replace(_FINE, ssm=0.1, dfa=0.1),
+}
