@@ -126,7 +126,6 @@ _LEARNT = {"from scratch": _SCRATCH, "paper": Row(), "plus": Row(variant="plus")
 _EACH = ("mim", "mlm", "sfr", "cml", "ssm", "dfa", "clip", "local", "witness")  # listed, as tables import no torch
 _TERMS = {"from scratch": _SCRATCH} | {f"{term} alone": Row(variant=f"only-{term}") for term in _EACH}
 _TERMS |= {
-    "the paper's six": Row(variant="six"),
     "mim, clip": Row(variant="mim-clip"),
     "ssm, dfa, clip": Row(variant="between-clip"),
     "clip, witness": Row(variant="clip-witness"),

@@ -91,7 +91,7 @@ def _chunk(q: np.ndarray, g: np.ndarray, mine: np.ndarray, theirs: np.ndarray) -
 
 
 def summary(found: Ranks, *, ks: tuple[int, ...] = KS) -> dict[str, float]:
-    """recall@k for each k, median_rank, and mrr, the mean of 1 / rank."""
+    """recall@k for each k, median_rank (of the expected ranks of the queries), and mrr, the mean of 1 / rank."""
     line = {f"recall@{k}": float(found.recall_at(k).mean()) for k in ks}
     return line | {"median_rank": float(np.median(found.expected)), "mrr": float(found.reciprocal.mean())}
 

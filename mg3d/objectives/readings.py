@@ -162,7 +162,6 @@ VARIANTS = {
 _FINE = replace(PLUS, level=-3, keys="tokens")
 VARIANTS |= {f"only-{t}": replace(_FINE, **(dict.fromkeys(OURS, 0.0) | {t: 1.0})) for t in (*TERMS, *OURS)}
 VARIANTS |= {
-    "six": replace(PAPER, level=_FINE.level, sharp=_FINE.sharp),
     "mim-clip": replace(_FINE, mim=1.0, witness=0.0),
     "between-clip": replace(_FINE, ssm=1.0, dfa=1.0, witness=0.0),
     "clip-witness": _FINE,
