@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mg3d import losses
-from mg3d.attention import FusionLayer, sentence_mean
+from mg3d.attention import FusionLayer, masked_mean, sentence_mean
 from mg3d.decoders import PatchDecoder, ReportDecoder, VoxelDecoder
 from mg3d.losses import in_float32
 from mg3d.types import Batch, Pyramid, Report
@@ -33,6 +33,13 @@ def told(batch: Batch, method: str) -> Report:
     if batch.report is None:
         raise ValueError(f"{method} learns from reports: this batch has none; take a corpus with reports")
     return batch.report
+
+
+def summed_up(features: Float[Tensor, "B L F"], report: Report, *, words: bool) -> Float[Tensor, "B F"]:
+    """One feature a report, from those of its tokens: [CLS], or the mean of its `words`, which differs more between
+    reports where nobody has trained [CLS] to sum them up.
+    """
+    return masked_mean(features, report.sentence >= 0) if words else features[:, 0]
 
 
 def wrong_pairs(seeds: Int[Tensor, "B"]) -> tuple[Int[Tensor, "B"], Bool[Tensor, "B"]]:

@@ -162,6 +162,16 @@ def test_contrast_learns(name, variant, steps, least, text):
     assert recall(rivals.trained(model, text, steps=steps, shape=SMALL), text) >= least
 
 
+@pytest.mark.parametrize("name", ["ctclip", "m3dclip"])
+def test_words_speak_for_a_report_in_place_of_cls(name, text):
+    """Their mean, without [CLS], [SEP] and padding; and a factor of ten at the start."""
+    model, whole = rivals.method(name, text, variant="words").eval(), rivals.batch(text)
+    features, spoken = text.word_features(whole.report), whole.report.sentence >= 0
+    mean = torch.stack([f[s].mean(0) for f, s in zip(features, spoken, strict=True)])
+    torch.testing.assert_close(model.embed(whole)[1], model.from_text(mean))
+    assert (model.tau.exp() if name == "ctclip" else model.scale).item() == pytest.approx(10)
+
+
 def test_ctclip_is_the_original(text):
     """512 wide without biases, tokens averaged over the axial axis and flattened, a factor of e."""
     model, whole = rivals.method("ctclip", text), rivals.batch(text)

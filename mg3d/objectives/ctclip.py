@@ -23,7 +23,7 @@ from mg3d import contrast
 from mg3d.encoders import Encoder
 from mg3d.objectives import Objective, TextEncoder
 from mg3d.types import Batch, Losses, Report
-from mg3d.vlp import told
+from mg3d.vlp import summed_up, told
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,19 @@ class CTCLIPConfig:
     width: int = 512  # of both latents
     tau: float = 1.0  # at the start; cosines are multiplied by e^tau
     pooled: bool = False  # True: tokens are averaged over all axes, for volumes of any size
+    words: bool = False  # True: a report is the mean of its words, not its [CLS]
 
     def __post_init__(self) -> None:
         if self.width < 1:
             raise ValueError(f"width={self.width}: take a number above 0")
 
 
-VARIANTS = {"paper": CTCLIPConfig(), "pooled": CTCLIPConfig(pooled=True)}
+VARIANTS = {
+    "paper": CTCLIPConfig(),
+    "pooled": CTCLIPConfig(pooled=True),
+    # what a frozen text encoder asks for: its [CLS] hardly differs between reports, times a factor of e
+    "words": CTCLIPConfig(words=True, tau=math.log(10)),
+}
 
 
 @final
@@ -88,4 +94,4 @@ class CTCLIP(Objective):
         return self.from_volume(pyramid.levels[-1].mean(2).flatten(1))
 
     def _report(self, report: Report) -> Float[Tensor, "B E"]:
-        return self.from_text(self.text.word_features(report)[:, 0])
+        return self.from_text(summed_up(self.text.word_features(report), report, words=self.config.words))

@@ -27,7 +27,7 @@ from mg3d.encoders import Encoder
 from mg3d.objectives import Objective, TextEncoder
 from mg3d.types import Batch, Losses, Report
 from mg3d.views import noise
-from mg3d.vlp import told
+from mg3d.vlp import summed_up, told
 
 AUGMENT = 111  # stream of the draws
 
@@ -38,6 +38,7 @@ class M3DCLIPConfig:
 
     width: int = 768  # of both latents
     scale: float = math.log(1 / 0.07)  # s at the start
+    words: bool = False  # True: a report is the mean of its words, not its [CLS]
     turn: float = 0.5  # probability of a turn in the axial plane
     mirror: float = 0.1  # of a mirrored axis, each
     intensity: float = 0.5  # of a factor, and of a shift
@@ -50,7 +51,12 @@ class M3DCLIPConfig:
 
 
 PAPER = M3DCLIPConfig()
-VARIANTS = {"paper": PAPER, "plain": M3DCLIPConfig(turn=0.0, mirror=0.0, intensity=0.0)}
+VARIANTS = {
+    "paper": PAPER,
+    "plain": M3DCLIPConfig(turn=0.0, mirror=0.0, intensity=0.0),
+    # what a frozen text encoder asks for: its [CLS] hardly differs between reports, times a small factor
+    "words": M3DCLIPConfig(words=True, scale=10.0),
+}
 
 
 @final
@@ -85,7 +91,7 @@ class M3DCLIP(Objective):
         return self.from_volume(self.encoder(volume).pooled)
 
     def _report(self, report: Report) -> Float[Tensor, "B E"]:
-        return self.from_text(self.text.word_features(report)[:, 0])
+        return self.from_text(summed_up(self.text.word_features(report), report, words=self.config.words))
 
 
 def augment(
