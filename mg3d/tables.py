@@ -11,7 +11,7 @@
 | VII, VIII | foundation models | images; language |
 | readings | our reading of the paper, and each point where the released code computes something else | lung tumour |
 | learning | from scratch, our reading of the paper, our own weights | findings by probe, tuned, by prompts; retrieval |
-| terms | each loss alone, and some together | findings by probe |
+| terms | each loss alone, and some together | findings by probe, by prompts |
 | scaling | nested sizes of the data, Swin-B and Swin-L | findings by prompts |
 
     TABLES["III"].jobs(scale="phantom", seeds=(0, 1, 2))
@@ -191,7 +191,7 @@ _TABLES = (
         "terms",
         "Each loss alone, and some together",
         _TERMS,
-        {"probe": _FINDINGS["probe"]},
+        {"probe": _FINDINGS["probe"], "by prompts, zero-shot": _ASKED["by prompts, zero-shot"]},
         [(row, "from scratch") for row in _TERMS if row != "from scratch"],
     ),
     Table(
