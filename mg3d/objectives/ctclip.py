@@ -6,9 +6,10 @@
 Volume tokens are averaged over the axial axis d alone; the rest is flattened, so W_I knows where in the slice a token
 lies. No augmentation, no other term.
 
-**Departs from the original.** The text encoder is frozen and shared (there CXR-BERT, trained along). The volume encoder
-is the shared one, not CT-ViT with its vector quantisation, so tokens are those of its coarsest map. Optimiser and input
-are the recipe's (there 1.25e-6, batches of 8, volumes of 240x480x480 in [-1, 1]).
+**Departs from the original.** The text encoder is frozen and shared (there CXR-BERT, trained along); variant "words"
+takes its words' mean for [CLS] and starts at a factor of 10. The volume encoder is the shared one, not CT-ViT with its
+vector quantisation, so tokens are those of its coarsest map. Optimiser and input are the recipe's (there 1.25e-6,
+batches of 8, volumes of 240x480x480 in [-1, 1]).
 """
 
 import math

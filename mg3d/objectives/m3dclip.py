@@ -7,10 +7,11 @@ CLIP keeps the logarithm of its factor and starts at 14.3; the released M3D take
 and so do we. A volume is changed before it is encoded: with p = 0.5 turned by 1 to 3 quarters in the axial plane, with
 p = 0.1 mirrored along each axis, with p = 0.5 each multiplied by and shifted by up to 0.1.
 
-**Departs from the original.** The text encoder is frozen and shared (there BERT-base, trained along), and reports that
-are too long lose their last sentences (there random ones, but the first). The volume encoder is the shared one, with
-the mean of its tokens for the [CLS] of M3D's ViT. A plane that is not square is resampled to its own shape after a
-quarter turn. Validation sees volumes as they are.
+**Departs from the original.** The text encoder is frozen and shared (there BERT-base, trained along; variant "words"
+takes its words' mean for [CLS] and starts at a factor of 10), and reports that are too long lose their last sentences
+(there random ones, but the first). The volume encoder is the shared one, with the mean of its tokens for the [CLS] of
+M3D's ViT. A plane that is not square is resampled to its own shape after a quarter turn. Validation sees volumes as
+they are.
 """
 
 import math
