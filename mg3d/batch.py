@@ -134,7 +134,7 @@ def _run(
             left.unlink(missing_ok=True)
     if html and (done is None or not target.with_suffix(".html").exists()):
         with _DRAWS:
-            page = to_html(executed if done is None else done)
+            page = to_html(executed if done is None else done, notebook.parent)
         paths.write_atomic(target.with_suffix(".html"), page.encode())
     seconds = time.perf_counter() - begun
     _tell(say, "is done already" if done is not None else f"done in {clock(seconds)}")

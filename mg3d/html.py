@@ -5,9 +5,11 @@ become SVG when the page is made, by matplotlib's mathtext, and no script is lef
 """
 
 import base64
+import mimetypes
 import re
 from copy import deepcopy
 from html import escape
+from pathlib import Path
 from typing import Any
 
 _TEMPLATE = """
@@ -34,11 +36,16 @@ p > img.display { display: block; margin: 0.8em auto; }
 {%- endblock -%}
 """
 FORMULA = re.compile(r"(?P<code>```.*?```|`[^`\n]*`|\\\$)|\$\$(?P<display>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$", re.DOTALL)
+_FIGURE = re.compile(r"(?P<code>```.*?```|`[^`\n]*`)|!\[(?P<alt>[^\]]*)\]\((?P<file>[^)\s:]+)\)", re.DOTALL)
 _UNITS = 100.0  # an em in the units of a drawing: whole numbers are fine enough
 
 
-def to_html(notebook: Any) -> str:
-    """The page of an executed notebook (an nbformat node). The notebook itself is left as it is."""
+def to_html(notebook: Any, folder: Path | None = None) -> str:
+    """The page of an executed notebook (an nbformat node). The notebook itself is left as it is.
+
+    `folder` is where the notebook's source lies, beside which its text may show pictures, as in `![what](../a.png)`:
+    they go into the page. One that isn't there stays a link.
+    """
     from nbconvert.exporters import HTMLExporter
 
     notebook = deepcopy(notebook)
@@ -46,9 +53,23 @@ def to_html(notebook: Any) -> str:
     notebook.metadata["title"] = title(notebook)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = FORMULA.sub(_replace, cell.source)
+            cell.source = FORMULA.sub(_replace, _with_figures(cell.source, folder))
     body, _ = HTMLExporter(raw_template=_TEMPLATE, embed_images=True).from_notebook_node(notebook)
     return body
+
+
+def _with_figures(text: str, folder: Path | None) -> str:
+    """A text whose pictures are files, with their content in the place of their names."""
+
+    def inside(match: re.Match[str]) -> str:
+        file = None if folder is None or match["code"] else folder / match["file"]
+        if file is None or not file.is_file():
+            return match[0]
+        kind = mimetypes.guess_type(file)[0] or "image/png"
+        content = base64.b64encode(file.read_bytes()).decode()
+        return f'<img alt="{escape(match["alt"])}" src="data:{kind};base64,{content}">'
+
+    return _FIGURE.sub(inside, text)
 
 
 def title(notebook: Any) -> str:

@@ -52,8 +52,8 @@ PANELS = """cell => { const plot = cell.querySelector('.js-plotly-plot');
 
 
 @contextmanager
-def jupyterlab(notebooks: Path, state: Path, *, home: Path) -> Iterator[str]:
-    """A server over a folder of notebooks, with nothing of the user's and all of its state in `state`; its address."""
+def jupyterlab(root: Path, state: Path, *, home: Path) -> Iterator[str]:
+    """A server over a folder, with nothing of the user's and all of its state in `state`; its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -63,7 +63,7 @@ def jupyterlab(notebooks: Path, state: Path, *, home: Path) -> Iterator[str]:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(content))
     own |= {"MG3D_HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    words = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.root_dir={notebooks}"]
+    words = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.root_dir={root}"]
     words += ["--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", f"--IdentityProvider.token={TOKEN}"]
     log = state / "server.log"
     with log.open("w") as lines:

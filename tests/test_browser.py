@@ -5,6 +5,7 @@ What the browser showed lies in build/browser afterwards, to be looked at.
 
 import io
 import re
+import shutil
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,9 +43,10 @@ def visit(tmp_path, monkeypatch) -> Iterator[Visit]:
     rows = smaller()
     for name, row in rows.items():
         monkeypatch.setitem(SCALES, name, row)
-    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "clone" / "notebooks").mkdir(parents=True)
+    shutil.copytree(FOLDER.parent / "docs", tmp_path / "clone" / "docs")  # no link out of its root is followed
     start_up(tmp_path / "state" / "IPYTHONDIR", rows)
-    server = jupyterlab(tmp_path / "notebooks", tmp_path / "state", home=tmp_path / "home")
+    server = jupyterlab(tmp_path / "clone", tmp_path / "state", home=tmp_path / "home")
     with server as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
         yield Visit(browser, address)
@@ -63,7 +65,7 @@ def place(folder: Path, stem: str, **parameters) -> int:
 
 def run(visit: Visit, folder: Path, stem: str, **parameters) -> Viewer:
     """Run a copy of a notebook; its viewer."""
-    visit.run_all(f"{stem}.ipynb", cells=place(folder, stem, **parameters))
+    visit.run_all(f"notebooks/{stem}.ipynb", cells=place(folder, stem, **parameters))
     return Viewer(visit)
 
 
@@ -115,15 +117,16 @@ def check_planes(viewer: Viewer, *, axial: list[int], others: list[int]) -> None
 
 
 def test_explorer_and_error_viewer_in_jupyterlab(visit, tmp_path):
-    explorer = run(visit, tmp_path / "notebooks", "07_attention_maps", **QUICK)
+    explorer = run(visit, tmp_path / "clone" / "notebooks", "07_attention_maps", **QUICK)
     keep(explorer, "07_start")
+    check_figures(explorer)
     check_planes(explorer, axial=[0, 3], others=[1, 2, 4, 5])
     check_sentences(explorer)
     check_volume(explorer)
     assert (visit.errors, visit.strangers) == ([], set())
 
     more = {"scale": "demo", "steps": 1, "batch": 1, "study": "covid19-20", "init": f"run:{Recipe(**QUICK).id}"}
-    errors = run(visit, tmp_path / "notebooks", "08_segmentation_errors", **more)
+    errors = run(visit, tmp_path / "clone" / "notebooks", "08_segmentation_errors", **more)
     keep(errors, "08_start")
     assert any(re.search(r"scratch Dice .*pre-trained Dice", text) for text in errors.texts())
     check_errors(errors)
@@ -136,8 +139,8 @@ def test_losses_grow_while_training_runs_in_jupyterlab(visit, tmp_path):
     """The kernel is busy with the training all the while; what it has logged is seen nevertheless."""
     steps = 40
     more = {"scale": "demo", "steps": steps, "batch": 2, "text": "tiny", "variant": "no-mim"}
-    cells = place(tmp_path / "notebooks", "02_pretrain", **more)
-    visit.start("02_pretrain.ipynb")
+    cells = place(tmp_path / "clone" / "notebooks", "02_pretrain", **more)
+    visit.start("notebooks/02_pretrain.ipynb")
     curves = visit.page.locator(".js-plotly-plot").first
     curves.wait_for(state="attached")
     said = visit.page.locator(".jp-CodeCell").filter(has=visit.page.locator(".js-plotly-plot"))
@@ -159,6 +162,16 @@ def test_losses_grow_while_training_runs_in_jupyterlab(visit, tmp_path):
     curves.scroll_into_view_if_needed()
     curves.screenshot(path=SHOTS / "02_losses.png")
     assert (visit.errors, visit.strangers) == ([], set())
+
+
+def check_figures(viewer: Viewer) -> None:
+    """The pictures of the notebook's own text, which lie in docs/, are there."""
+    images = viewer.page.locator(".jp-MarkdownCell img")
+    until(lambda: images.count() == 2, "the figures of the text")
+    until(lambda: images.evaluate_all("all => all.every(i => i.naturalWidth > 300)"), "their content", seconds=60)
+    images.last.scroll_into_view_if_needed()
+    viewer.page.screenshot(path=SHOTS / "07_figures.png")
+    viewer.cell.scroll_into_view_if_needed()
 
 
 def check_sentences(viewer: Viewer) -> None:

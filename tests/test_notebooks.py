@@ -132,6 +132,12 @@ def has_formulas_that_a_page_can_show(file, notebook):
     return all(html.formula(m["display"] or m["inline"]).startswith("<img") for m in found)
 
 
+def shows_pictures_that_are_there(file, notebook):
+    """Beside the notebook's own folder, whichever the file's is: in the repository."""
+    shown = [f for c in notebook.cells if c.cell_type == "markdown" for f in re.findall(r"!\[.*?\]\((.+?)\)", c.source)]
+    return all((FOLDER / name).is_file() for name in shown)
+
+
 RULES = (
     starts_with_a_title,
     has_one_parameters_cell_first,
@@ -149,6 +155,7 @@ RULES = (
     imports_what_a_notebook_may,
     explains_more_than_it_computes,
     has_formulas_that_a_page_can_show,
+    shows_pictures_that_are_there,
 )
 
 
@@ -168,7 +175,7 @@ def test_the_rules_find_what_they_forbid(tmp_path):
         ),
         nbformat.v4.new_code_cell("seeed: int = 1", metadata={"papermill": {}}),
         nbformat.v4.new_markdown_cell(r"$\nosuch{x}$"),
-        nbformat.v4.new_markdown_cell("# late"),
+        nbformat.v4.new_markdown_cell("# late\n![what](../docs/nowhere.png)"),
     ]
     bad = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "mine", "display_name": "mine"}})
     bad.cells[2].id = bad.cells[3].id
@@ -460,6 +467,25 @@ def test_a_page_needs_nothing_else():
     assert 'alt="a chest"' in page
     assert "$code$" in page
     assert "svg" not in notebook.cells[0].source  # the notebook itself is as it was
+
+
+def test_a_page_holds_the_pictures_of_its_text(tmp_path):
+    from base64 import b64encode
+
+    from PIL import Image
+
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "notebooks").mkdir()
+    Image.new("L", (3, 2)).save(tmp_path / "docs" / "a.png")
+    text = "# T\n![a <map>](../docs/a.png) `![b](../docs/a.png)` ![c](../docs/c.png)"
+    page = html.to_html(
+        nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)]), folder=tmp_path / "notebooks"
+    )
+    content = b64encode((tmp_path / "docs" / "a.png").read_bytes()).decode()
+    assert page.count(f'src="data:image/png;base64,{content}"') == 1
+    assert 'alt="a &lt;map&gt;"' in page
+    assert "![b](../docs/a.png)" in page
+    assert 'src="../docs/c.png"' in page  # not there: a link, as it was
 
 
 def test_a_formula_stands_on_the_base_line():
