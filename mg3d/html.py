@@ -8,6 +8,7 @@ import base64
 import mimetypes
 import re
 from copy import deepcopy
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,9 @@ p > img.display { display: block; margin: 0.8em auto; }
 </style>
 {%- endblock -%}
 """
-FORMULA = re.compile(r"(?P<code>```.*?```|`[^`\n]*`|\\\$)|\$\$(?P<display>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$", re.DOTALL)
-_FIGURE = re.compile(r"(?P<code>```.*?```|`[^`\n]*`)|!\[(?P<alt>[^\]]*)\]\((?P<file>[^)\s:]+)\)", re.DOTALL)
+_CODE = r"```.*?```|`[^`\n]*`"
+FORMULA = re.compile(rf"(?P<code>{_CODE}|\\\$)|\$\$(?P<display>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$", re.DOTALL)
+_FIGURE = re.compile(rf"(?P<code>{_CODE})|!\[(?P<alt>[^\]]*)\]\((?P<file>[^)\s:]+)\)", re.DOTALL)
 _UNITS = 100.0  # an em in the units of a drawing: whole numbers are fine enough
 
 
@@ -53,23 +55,19 @@ def to_html(notebook: Any, folder: Path | None = None) -> str:
     notebook.metadata["title"] = title(notebook)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = FORMULA.sub(_replace, _with_figures(cell.source, folder))
+            text = cell.source if folder is None else _FIGURE.sub(partial(_figure, folder=folder), cell.source)
+            cell.source = FORMULA.sub(_replace, text)
     body, _ = HTMLExporter(raw_template=_TEMPLATE, embed_images=True).from_notebook_node(notebook)
     return body
 
 
-def _with_figures(text: str, folder: Path | None) -> str:
-    """A text whose pictures are files, with their content in the place of their names."""
-
-    def inside(match: re.Match[str]) -> str:
-        file = None if folder is None or match["code"] else folder / match["file"]
-        if file is None or not file.is_file():
-            return match[0]
-        kind = mimetypes.guess_type(file)[0] or "image/png"
-        content = base64.b64encode(file.read_bytes()).decode()
-        return f'<img alt="{escape(match["alt"])}" src="data:{kind};base64,{content}">'
-
-    return _FIGURE.sub(inside, text)
+def _figure(match: re.Match[str], *, folder: Path) -> str:
+    """A picture as its content; code, and what is not there, as it stands."""
+    if match["code"] or not (folder / match["file"]).is_file():
+        return match[0]
+    kind, _ = mimetypes.guess_type(match["file"])
+    content = base64.b64encode((folder / match["file"]).read_bytes()).decode()
+    return f'<img alt="{escape(match["alt"])}" src="data:{kind};base64,{content}">'
 
 
 def title(notebook: Any) -> str:
