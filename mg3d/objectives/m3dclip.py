@@ -8,10 +8,10 @@ and so do we. A volume is changed before it is encoded: with p = 0.5 turned by 1
 p = 0.1 mirrored along each axis, with p = 0.5 each multiplied by and shifted by up to 0.1.
 
 **Departs from the original.** The text encoder is frozen and shared (there BERT-base, trained along; variant "words"
-takes its words' mean for [CLS] and starts at a factor of 10), and reports that are too long lose their last sentences
-(there random ones, but the first). The volume encoder is the shared one, with the mean of its tokens for the [CLS] of
-M3D's ViT. A plane that is not square is resampled to its own shape after a quarter turn. Validation sees volumes as
-they are.
+takes its words' mean for [CLS] and starts at a factor of 10, "words-plain" changes no volume, either), and reports that
+are too long lose their last sentences (there random ones, but the first). The volume encoder is the shared one, with
+the mean of its tokens for the [CLS] of M3D's ViT. A plane that is not square is resampled to its own shape after a
+quarter turn. Validation sees volumes as they are.
 """
 
 import math
@@ -57,6 +57,7 @@ VARIANTS = {
     "plain": M3DCLIPConfig(turn=0.0, mirror=0.0, intensity=0.0),
     # what a frozen text encoder asks for: its [CLS] hardly differs between reports, times a small factor
     "words": M3DCLIPConfig(words=True, scale=10.0),
+    "words-plain": M3DCLIPConfig(words=True, scale=10.0, turn=0.0, mirror=0.0, intensity=0.0),
 }
 
 
