@@ -109,16 +109,19 @@ class Panel:
 
 
 class Visit:
-    """A page of JupyterLab. `errors` are the errors of its console, `strangers` hosts that it asked beside its own."""
+    """A page of JupyterLab. `errors` are the errors of its console, `strangers` hosts that it asked beside its own.
 
-    def __init__(self, browser: Any, address: str):
+    `notebooks` is the folder `notebooks` of its root.
+    """
+
+    def __init__(self, browser: Any, address: str, notebooks: Path):
         self.page = browser.new_page(viewport={"width": 1500, "height": 2200})
         self.page.set_default_timeout(1000 * PATIENCE_S)
         self.page.add_init_script(PATIENT)
         self.page.add_init_script(STILL)
         # without its own wait: what JupyterLab asks next takes the place of what was answered, and would be waited for
         self.page.add_locator_handler(self.page.locator(".jp-Dialog").first, self._answer, no_wait_after=True)
-        self.address, self.errors, self.strangers, self.asked = address, [], set(), []
+        self.address, self.notebooks, self.errors, self.strangers, self.asked = address, notebooks, [], set(), []
         self.page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("request", self._asked)

@@ -43,29 +43,30 @@ def visit(tmp_path, monkeypatch) -> Iterator[Visit]:
     rows = smaller()
     for name, row in rows.items():
         monkeypatch.setitem(SCALES, name, row)
-    (tmp_path / "clone" / "notebooks").mkdir(parents=True)
-    shutil.copytree(FOLDER.parent / "docs", tmp_path / "clone" / "docs")  # no link out of its root is followed
+    root, notebooks = tmp_path / "clone", tmp_path / "clone" / "notebooks"
+    notebooks.mkdir(parents=True)
+    shutil.copytree(FOLDER.parent / "docs", root / "docs")  # no link out of its root is followed
     start_up(tmp_path / "state" / "IPYTHONDIR", rows)
-    server = jupyterlab(tmp_path / "clone", tmp_path / "state", home=tmp_path / "home")
+    server = jupyterlab(root, tmp_path / "state", home=tmp_path / "home")
     with server as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
-        yield Visit(browser, address)
+        yield Visit(browser, address, notebooks)
         browser.close()
 
 
-def place(folder: Path, stem: str, **parameters) -> int:
+def place(visit: Visit, stem: str, **parameters) -> int:
     """A copy of a notebook with parameters, as papermill would inject them; how many code cells it has."""
     notebook = read(FOLDER / f"{stem}.ipynb")
     where = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", ()))
     lines = ["# Parameters", *(f"{name} = {value!r}" for name, value in parameters.items())]
     notebook.cells.insert(where + 1, nbformat.v4.new_code_cell("\n".join(lines)))
-    nbformat.write(notebook, folder / f"{stem}.ipynb")
+    nbformat.write(notebook, visit.notebooks / f"{stem}.ipynb")
     return len(code(notebook))
 
 
-def run(visit: Visit, folder: Path, stem: str, **parameters) -> Viewer:
+def run(visit: Visit, stem: str, **parameters) -> Viewer:
     """Run a copy of a notebook; its viewer."""
-    visit.run_all(f"notebooks/{stem}.ipynb", cells=place(folder, stem, **parameters))
+    visit.run_all(f"notebooks/{stem}.ipynb", cells=place(visit, stem, **parameters))
     return Viewer(visit)
 
 
@@ -116,8 +117,8 @@ def check_planes(viewer: Viewer, *, axial: list[int], others: list[int]) -> None
     assert seen[0.35][1] == pytest.approx(seen[0.65][1], abs=SLICE_MM)
 
 
-def test_explorer_and_error_viewer_in_jupyterlab(visit, tmp_path):
-    explorer = run(visit, tmp_path / "clone" / "notebooks", "07_attention_maps", **QUICK)
+def test_explorer_and_error_viewer_in_jupyterlab(visit):
+    explorer = run(visit, "07_attention_maps", **QUICK)
     keep(explorer, "07_start")
     check_figures(explorer)
     check_planes(explorer, axial=[0, 3], others=[1, 2, 4, 5])
@@ -126,7 +127,7 @@ def test_explorer_and_error_viewer_in_jupyterlab(visit, tmp_path):
     assert (visit.errors, visit.strangers) == ([], set())
 
     more = {"scale": "demo", "steps": 1, "batch": 1, "study": "covid19-20", "init": f"run:{Recipe(**QUICK).id}"}
-    errors = run(visit, tmp_path / "clone" / "notebooks", "08_segmentation_errors", **more)
+    errors = run(visit, "08_segmentation_errors", **more)
     keep(errors, "08_start")
     assert any(re.search(r"scratch Dice .*pre-trained Dice", text) for text in errors.texts())
     check_errors(errors)
@@ -135,11 +136,11 @@ def test_explorer_and_error_viewer_in_jupyterlab(visit, tmp_path):
     assert (visit.errors, visit.strangers) == ([], set())
 
 
-def test_losses_grow_while_training_runs_in_jupyterlab(visit, tmp_path):
+def test_losses_grow_while_training_runs_in_jupyterlab(visit):
     """The kernel is busy with the training all the while; what it has logged is seen nevertheless."""
     steps = 40
     more = {"scale": "demo", "steps": steps, "batch": 2, "text": "tiny", "variant": "no-mim"}
-    cells = place(tmp_path / "clone" / "notebooks", "02_pretrain", **more)
+    cells = place(visit, "02_pretrain", **more)
     visit.start("notebooks/02_pretrain.ipynb")
     curves = visit.page.locator(".js-plotly-plot").first
     curves.wait_for(state="attached")
