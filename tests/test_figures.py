@@ -107,3 +107,14 @@ def test_intervals_have_a_line_a_row_and_a_dot_a_kind():
     assert "a 0.5, b 0.2, a 0.1" in figure.alt
     with pytest.raises(ValueError, match="no row"):
         figures.intervals(table[:0], row="label")
+
+
+@pytest.mark.parametrize("words", [1, 30])
+def test_a_title_is_never_cut_off(words):
+    table = pd.DataFrame({"label": ["a finding with a long name"], "mean": [0.5], "low": [0.4], "high": [0.6]})
+    figure = figures.intervals(table, row="label", chance=0.5, title=" ".join(["Ground-Glass"] * words))
+    figure.draw_without_rendering()
+    assert figure._suptitle is not None
+    title, sheet = figure._suptitle.get_window_extent(), figure.bbox
+    assert sheet.x0 <= title.x0 < title.x1 <= sheet.x1
+    assert max(axis.get_tightbbox().y1 for axis in figure.axes) <= title.y0 < title.y1 <= sheet.y1

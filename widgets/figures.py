@@ -8,6 +8,7 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any, final
 
 import matplotlib as mpl
@@ -46,6 +47,7 @@ STYLE: dict[Any, Any] = {
 _TOTAL = "loss"
 _OTHER = ("step", "lr", "lr_fusion", "seconds", "norm", "rank")
 _LOG_FROM = 20.0  # a positive quantity that spans this factor is drawn on a log axis
+_LETTERS, _LINE = 10, 0.2  # of a bold title of 11 points: letters that an inch takes, inches that a line takes
 _SMOOTH_FROM = 40  # steps from which a running median is drawn over the raw line
 
 
@@ -161,7 +163,8 @@ def intervals(
         raise ValueError("the table of scores has no row: there is nothing to draw")
     lines = list(dict.fromkeys(table[row]))
     kinds = list(dict.fromkeys(table[colour])) if colour else [""]
-    figure = _picture(7.2, 1.0 + (0.26 + 0.08 * (len(kinds) - 1)) * len(lines))
+    named = bool(colour) or chance is not None
+    figure = _picture(7.2, 1.0 + 0.3 * named + (0.26 + 0.08 * (len(kinds) - 1)) * len(lines), title)
     axis = figure.add_subplot()
     for number, kind in enumerate(kinds):
         part = table[table[colour] == kind] if colour else table
@@ -172,21 +175,25 @@ def intervals(
     if chance is not None:
         axis.axvline(chance, ls="--", lw=1, color=FAINT, label="chance")
     axis.set_yticks(range(len(lines)), [str(name) for name in lines])
-    axis.invert_yaxis()
+    axis.set_ylim(len(lines) - 0.5, -0.5)
     axis.grid(axis="y", visible=False)
     axis.set_xlabel(label)
-    axis.set_title(title)
-    if colour or chance is not None:
-        figure.legend(loc="outside upper right", ncols=len(kinds) + 1)
+    if named:
+        figure.legend(loc="outside lower right", ncols=len(kinds) + 1)
     figure.alt = f"{title or label}: " + ", ".join(
         f"{n} {m:.3g}" for n, m in zip(table[row], table["mean"], strict=True)
     )
     return figure
 
 
-def _picture(width: float, height: float) -> Picture:
-    """An empty Picture; sizes in inches."""
-    return Picture(figsize=(width, height), layout="constrained", facecolor="white")
+def _picture(width: float, height: float, title: str = "") -> Picture:
+    """An empty Picture; sizes in inches. A title too long for one line goes on in the next, and the sheet grows."""
+    lines = wrap(title, round(_LETTERS * width))
+    height += _LINE * max(0, len(lines) - 1)
+    picture = Picture(figsize=(width, height), layout="constrained", facecolor="white")
+    if lines:
+        picture.suptitle("\n".join(lines), x=0.01, ha="left", size=11, weight="bold")
+    return picture
 
 
 def _grid(n: int, *, width: float, height: float, columns: int = 3) -> tuple[Picture, list[Axes]]:

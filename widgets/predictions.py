@@ -224,7 +224,7 @@ def recalls(said: Said, *, title: str = "") -> Picture:
     """
     scores, ways = said["scores"], ("report_to_volume", "volume_to_report")
     ks = [name.split("@")[1] for name in scores if name.startswith(f"{ways[0]}/recall@")]
-    figure = _picture(7.2, 3.0)
+    figure = _picture(7.2, 3.0, title)
     axis = figure.add_subplot()
     place = np.arange(len(ks))
     for number, way in enumerate(ways):
@@ -241,7 +241,6 @@ def recalls(said: Said, *, title: str = "") -> Picture:
     axis.set_xticks(place, [f"recall@{k}" for k in ks])
     axis.set(ylabel="found, %", ylim=(0, None))
     axis.grid(axis="x", visible=False)
-    axis.set_title(title)
     figure.legend(loc="outside lower center", ncols=3)
     said_of = (
         f"recall@{k} {100 * scores[f'{ways[0]}/recall@{k}']['value']:.0f} % (chance {c:.0f} %)"

@@ -75,7 +75,7 @@ def heatmap(
     share = shares(table, lower=lower)
     rows, columns = table.shape
     high = (0.34 if reference is None else 0.46) * rows + 1.3
-    figure = _picture(1.6 + 1.0 * columns + 0.075 * max(map(len, map(str, table.index))), high)
+    figure = _picture(1.6 + 1.0 * columns + 0.075 * max(map(len, map(str, table.index))), high, title)
     axis = figure.add_subplot()
     blues = mpl.colormaps["Blues"].with_extremes(bad="#e4e4e4")
     shown = 0.08 + 0.82 * share.to_numpy()
@@ -97,7 +97,6 @@ def heatmap(
     axis.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
     axis.grid(visible=False)
     axis.spines[:].set_visible(False)
-    figure.suptitle(title, x=0.01, ha="left", size=11, weight="bold")
     best = ", ".join(f"{name} {share[name].idxmax()} {table[name][share[name].idxmax()]:.{digits}f}" for name in table)
     figure.alt = f"{title or 'Table'}: {rows} rows and {columns} columns; best: {best}"
     return figure
@@ -123,7 +122,7 @@ def scaling(
     """
     if points.empty:
         raise ValueError("points: there is no score yet, so there is nothing to draw")
-    figure = _picture(7.2, 4.2)
+    figure = _picture(7.2, 4.2, title)
     axis = figure.add_subplot()
     names = list(dict.fromkeys(points["series"])) if "series" in points else [""]
     for number, name in enumerate(names):
@@ -137,11 +136,10 @@ def scaling(
     axis.set_xticks(sizes, [f"{size:,.0f}" for size in sizes], rotation=20 if len(sizes) > 5 else 0)
     axis.minorticks_off()
     axis.set(xlabel=x, ylabel=y)
-    axis.set_title(title)
     if note:
         axis.text(0.02, 0.97, note, transform=axis.transAxes, va="top", size=9, color=INK)
     if names != [""]:
-        figure.legend(loc="outside upper right", ncols=len(names))
+        figure.legend(loc="outside lower right", ncols=len(names))
     said = (f"{size:,.0f}: {value:.3g}" for size, value in zip(points["size"], points["value"], strict=True))
     figure.alt = f"{title or y or 'Scores'} by {x}: {', '.join(said)}. {note}"
     return figure
