@@ -29,6 +29,7 @@ from mg3d.types import Batch, Losses, Trainable
 
 EXPLODED = 1e4  # no named loss of a healthy run comes near: the largest start at ln(vocabulary), about 10
 VALIDATIONS = 10  # in a run at most, the one after the last step included
+VALIDATED = 0.25  # volumes validated for one trained on, at most: it takes 0.4 of the time, so a tenth of the run's
 
 
 class Diverged(RuntimeError):
@@ -38,6 +39,11 @@ class Diverged(RuntimeError):
 @runtime_checkable
 class Batches(Protocol):
     """What `fit` needs of a loader."""
+
+    @property
+    def count(self) -> int:
+        """How many cases `all` reads."""
+        ...
 
     def steps(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches number start .. stop - 1."""
@@ -108,6 +114,14 @@ def parameter_groups(model: Trainable, recipe: Plan) -> list[dict[str, Any]]:
     ]
 
 
+def interval(recipe: Plan, valid: Batches | None = None) -> int:
+    """Steps between validations: a tenth of the run, or more where the losses on `valid` would take too long."""
+    steps, times = recipe.filled.steps, VALIDATIONS
+    if valid is not None:
+        times = min(times, max(1, int(VALIDATED * steps * recipe.filled.batch / valid.count)))
+    return math.ceil(steps / times)
+
+
 def autocast(recipe: Plan, device: torch.device) -> torch.autocast:
     """bf16 where asked for, and by default on a GPU (measured: no scaler is needed, losses are computed in fp32)."""
     on = recipe.precision == "bf16" or (recipe.precision == "auto" and device.type == "cuda")
@@ -126,7 +140,7 @@ def fit(
     """Train `model` for `recipe.filled.steps` steps, continuing the run's last checkpoint, and return the last metrics.
 
     Writes one line a step to the run's metrics, a checkpoint every `recipe.filled.checkpoint` steps, and validates
-    (losses, and the effective rank of the pooled features) ten times at most. A judge is asked as often
+    (losses, and the effective rank of the pooled features) as often as `interval` has it. A judge is asked as often
     ("valid_<score>"), in one process alone; the model then ends with the weights that it liked best, and the metrics
     returned say their `best_step` and `best_score`. Raises Diverged.
     """
@@ -135,7 +149,7 @@ def fit(
     model.gather = distributed.gather
     optimiser = torch.optim.AdamW(parameter_groups(model, recipe), lr=0.0, fused=device.type == "cuda")
     start, best = _restore(model, optimiser, run)
-    steps, every = recipe.filled.steps, math.ceil(recipe.filled.steps / VALIDATIONS)
+    steps, every = recipe.filled.steps, interval(recipe, valid)
     leader = distributed.rank() == 0
     parts = Parts(model, parts=recipe.accumulate, forward=runner(model, recipe, device))
     read = _reader(train, start, steps, recipe.accumulate)

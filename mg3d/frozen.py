@@ -41,6 +41,11 @@ class Held:
     def __init__(self, batch: Batch):
         self.batch = batch
 
+    @property
+    def count(self) -> int:
+        """How many cases the batch has."""
+        return len(self.batch.ids)
+
     def steps(self, start: int, stop: int) -> Iterator[Batch]:
         """The batch, for each step."""
         return (self.batch for _ in range(start, stop))

@@ -178,6 +178,15 @@ def test_at_most_ten_validations(home, steps):
     assert seen.iloc[-1] == steps
 
 
+@pytest.mark.parametrize(("size", "expected"), [(4, [12, 24, 36, 48, 60]), (20, [60]), (400, [60])])
+def test_volumes_validated_are_a_quarter_of_those_trained_on(home, size, expected):
+    """60 steps of 4 are 240 volumes: 60 may be validated, 12 a time five times, 60 a time once; the last always is."""
+    recipe = dataclasses.replace(RECIPE, steps=60, batch=4)
+    run = Run.open(recipe)
+    fit(Toy(), run, recipe=recipe, train=ToyBatches(), valid=ToyBatches(size))
+    assert list(run.metrics.dropna()["step"]) == expected
+
+
 def run_toy(home: Path, seconds: float) -> subprocess.Popen:
     process = subprocess.Popen(
         [sys.executable, str(TOY), str(home), str(seconds)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL

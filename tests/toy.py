@@ -57,6 +57,10 @@ class ToyBatches:
     def __init__(self, size: int = 4, seed: int = 0, seconds: float = 0.0) -> None:
         self.size, self.seed, self.seconds = size, seed, seconds
 
+    @property
+    def count(self) -> int:
+        return 3 * self.size
+
     def batch(self, step: int) -> Batch:
         generator = torch.Generator().manual_seed(self.seed * 1000 + step)
         volume = torch.rand(self.size, 1, 16, 16, 16, generator=generator)

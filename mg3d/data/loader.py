@@ -62,6 +62,11 @@ class Loader:
         self._target = _columns(self.entries, labels) if labels is not None else target
         self._epoch = lru_cache(maxsize=4)(self._permutation)
 
+    @property
+    def count(self) -> int:
+        """How many entries `all` reads."""
+        return len(self.entries)
+
     def batch(self, step: int) -> Batch:
         """The batch of a step (from 0 on) on this rank. Raises DamagedCache, which names the file and the mend."""
         first = (step * self.world + self.rank) * self.size

@@ -93,6 +93,11 @@ class PatchLoader:
         self.size, self.seed, self.rank, self.world = batch, seed, rank, world
         self._epoch = lru_cache(maxsize=4)(self._permutation)
 
+    @property
+    def count(self) -> int:
+        """How many entries `all` reads."""
+        return len(self.entries)
+
     def batch(self, step: int) -> Batch:
         """The patches of a step (from 0 on) on this rank: volume [B, 1, *patch], target int64 [B, *patch].
 
