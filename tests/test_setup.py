@@ -90,6 +90,16 @@ def test_the_readme_lists_every_quarantine_reason():
     assert rows == REASONS
 
 
+def test_the_readme_lists_every_rival_with_its_lines():
+    from mg3d.objectives import METHODS
+
+    rows = re.findall(
+        r"^\| `(\w+)` \|.* \| (\d+) \| .+ \|$", README.split("## Rivals")[1].split("## ")[0], re.MULTILINE
+    )
+    files = {name: ROOT / "mg3d" / "objectives" / f"{name}.py" for name in METHODS if name != "mg3d"}
+    assert {name: int(lines) for name, lines in rows} == {n: len(f.read_text().splitlines()) for n, f in files.items()}
+
+
 @pytest.mark.parametrize("file", ["LICENSE", "CONTRIBUTING.md", "Makefile", ".ci/run", "docs/devlog.md"])
 def test_files_that_readers_look_for(file):
     assert (ROOT / file).stat().st_size > 100
