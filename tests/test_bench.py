@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from contextlib import redirect_stdout
+from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
+from mg3d.objectives import METHODS
 
 BENCH = Path(__file__).parents[1] / "bench"
 STEP = ["--shape", "32", "32", "64", "--layers", "1", "--width", "32", "--repeats", "1", "--threads", "1"]
@@ -202,3 +205,29 @@ def test_accumulate_runs(bench, capsys, monkeypatch):
     found = cells("\n".join(line for line in printed.splitlines() if "bench" in line))
     assert len(found) == 3
     assert found["gradient of 4 patients in parts of 2"][3] == "yes"
+
+
+@pytest.mark.usefixtures("minilm")
+def test_rivals_are_asked_and_told_when_they_have_not_learnt(bench, capsys, monkeypatch, tmp_path):
+    """Two steps teach nobody: each question has a line, its shares come from its losses, and each counts as missed."""
+    rivals = bench("rivals_learn")
+    from mg3d.recipe import SCALES
+
+    monkeypatch.setenv("MG3D_HOME", str(tmp_path))
+    monkeypatch.setitem(SCALES, "demo", replace(SCALES["demo"], volumes=8, valid=4, test=0, batch=4, shrink=16))
+    assert {q.method for q in rivals.QUESTIONS} == set(METHODS) - {"mg3d"}
+    monkeypatch.setattr(
+        rivals,
+        "QUESTIONS",
+        [q for q in rivals.QUESTIONS if q.encoder == {"pcrlv1": "unet", "swinunetr": "swin_b"}.get(q.method)],
+    )
+    assert rivals.main(["swinunetr", "pcrlv1", "--steps", "2"]) == 2
+    rows = [[c.strip() for c in line.strip("| \n").split("|")] for line in capsys.readouterr().out.splitlines()]
+    assert [row[:3] for row in rows[2:]] == [["`pcrlv1`", "unet", "2"], ["`swinunetr`", "swin_b", "2"]]
+    for row in rows[2:]:
+        chance, _, others = map(float, row[4:7])
+        assert others == pytest.approx(chance * (1 - float(row[7].rstrip(" %")) / 100), rel=0.02)
+        assert row[9] == "no"
+    assert rows[3][4] == "1.386"
+    with pytest.raises(SystemExit):
+        rivals.main(["swinunet"])
