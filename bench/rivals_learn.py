@@ -46,7 +46,7 @@ QUESTIONS = (
     Question("mae3d", "vit_b", 40, "hidden cubes", "mae", 1.0, 0.02),
     Question("jigsaw", "unet", 100, "order of the cubes", "order", math.log(100), 0.02),
     Question("jigsaw", "swin_b", 40, "order of the cubes", "order", math.log(100), 0.02),
-    Question("rubikpp", "unet", 60, "which cubes are masked", "mask", math.log(2), 0.1),
+    Question("rubikpp", "unet", 40, "which cubes are masked", "mask", math.log(2), 0.1),
     Question("rubikpp", "swin_b", 40, "which cubes are masked", "mask", math.log(2), 0.1),
     Question("pcrlv1", "unet", 100, "crops restored", "restored", None, 0.1),
     Question("pcrlv1", "swin_b", 100, "crops restored", "restored", None, 0.1),
