@@ -16,6 +16,8 @@ import pytest
 import torch
 
 from mg3d.objectives import METHODS
+from mg3d.recipe import SCALES
+from mg3d.tables import TABLES
 
 BENCH = Path(__file__).parents[1] / "bench"
 STEP = ["--shape", "32", "32", "64", "--layers", "1", "--width", "32", "--repeats", "1", "--threads", "1"]
@@ -207,20 +209,23 @@ def test_accumulate_runs(bench, capsys, monkeypatch):
     assert found["gradient of 4 patients in parts of 2"][3] == "yes"
 
 
+def test_every_pairing_of_tables_i_and_ii_is_asked(bench, minilm):
+    rivals = bench("rivals_learn")
+    rows = [row for name in ("I", "II") for row in TABLES[name].rows.values()]
+    asked = {(q.method, q.encoder) for q in rivals.QUESTIONS}
+    assert asked == {(row.method, row.encoder) for row in rows if row.method != "mg3d"}
+    assert {method for method, _ in asked} == set(METHODS) - {"mg3d"}
+    assert minilm.vocabulary == rivals.WORDS
+
+
 @pytest.mark.usefixtures("minilm")
 def test_rivals_are_asked_and_told_when_they_have_not_learnt(bench, capsys, monkeypatch, tmp_path):
     """Two steps teach nobody: each question has a line, its shares come from its losses, and each counts as missed."""
     rivals = bench("rivals_learn")
-    from mg3d.recipe import SCALES
-
     monkeypatch.setenv("MG3D_HOME", str(tmp_path))
     monkeypatch.setitem(SCALES, "demo", replace(SCALES["demo"], volumes=8, valid=4, test=0, batch=4, shrink=16))
-    assert {q.method for q in rivals.QUESTIONS} == set(METHODS) - {"mg3d"}
-    monkeypatch.setattr(
-        rivals,
-        "QUESTIONS",
-        [q for q in rivals.QUESTIONS if q.encoder == {"pcrlv1": "unet", "swinunetr": "swin_b"}.get(q.method)],
-    )
+    few = [q for q in rivals.QUESTIONS if (q.method, q.encoder) != ("pcrlv1", "swin_b")]
+    monkeypatch.setattr(rivals, "QUESTIONS", few)
     assert rivals.main(["swinunetr", "pcrlv1", "--steps", "2"]) == 2
     rows = [[c.strip() for c in line.strip("| \n").split("|")] for line in capsys.readouterr().out.splitlines()]
     assert [row[:3] for row in rows[2:]] == [["`pcrlv1`", "unet", "2"], ["`swinunetr`", "swin_b", "2"]]

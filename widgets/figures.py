@@ -196,11 +196,11 @@ def _picture(width: float, height: float, title: str = "") -> Picture:
     return picture
 
 
-def _grid(n: int, *, width: float, height: float, columns: int = 3) -> tuple[Picture, list[Axes]]:
+def _grid(n: int, *, width: float, height: float, columns: int = 3, title: str = "") -> tuple[Picture, list[Axes]]:
     """A Picture with n panels in rows of `columns`; sizes of a panel in inches."""
     columns = min(columns, n)
     rows = math.ceil(n / columns)
-    figure = _picture(width * columns, height * rows + 0.5)
+    figure = _picture(width * columns, height * rows + 0.5, title)
     return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(n)]
 
 

@@ -78,7 +78,11 @@ def classes(said: Said, *, title: str = "") -> Picture:
     few = len(names) <= FEW
     columns = len(names) if few else 6
     figure, axes = _grid(
-        len(names) * (1 + few), width=3.0 if few else 1.75, height=2.6 if few else 1.9, columns=columns
+        len(names) * (1 + few),
+        width=3.0 if few else 1.75,
+        height=2.6 if few else 1.9,
+        columns=columns,
+        title=title,
     )
     spoken = []
     for axis, name, score, here in zip(axes, names, scores.T, true.T, strict=False):
@@ -99,7 +103,6 @@ def classes(said: Said, *, title: str = "") -> Picture:
             axis.label_outer()
     for axis, score, here in zip(axes[len(names) :], scores.T, true.T, strict=False):
         _dots(axis, score, here)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
     figure.supxlabel("cases without it that are called, share" if not few else "", fontsize=9)
     figure.supylabel("cases with it that are called, share" if not few else "", fontsize=9)
     if few:

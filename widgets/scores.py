@@ -31,7 +31,7 @@ def radar(
     share = shares(table, lower=lower)
     if table.shape[1] < 3:
         raise ValueError(f"a radar needs at least 3 data sets, the table has {table.shape[1]}; heatmap draws it")
-    figure = _picture(8.2, 6.6)
+    figure = _picture(8.2, 6.6, title or "Inner ring: the worst of an axis, outer ring: the best")
     axis = figure.add_subplot(projection="polar")
     angles = np.pi / 2 - 2 * np.pi * np.arange(table.shape[1]) / table.shape[1]
     others = [name for name in share.index if name != ours]
@@ -52,7 +52,6 @@ def radar(
     axis.set(ylim=(0, 1.34), xticks=angles % (2 * np.pi), xticklabels=[], yticks=[_INNER, 1], yticklabels=[])
     axis.spines["polar"].set_visible(False)
     figure.legend(loc="outside right center")
-    figure.suptitle(title or "Inner ring: the worst of an axis, outer ring: the best", x=0.01, ha="left", size=11)
     best = ", ".join(f"{column} {share[column].idxmax()}" for column in table)
     figure.alt = f"{title or 'Radar'}: {len(table)} methods on {table.shape[1]} data sets; best: {best}"
     return figure
