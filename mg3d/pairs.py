@@ -32,6 +32,15 @@ def scaled(size: tuple[int, int, int], volume: torch.Size) -> tuple[int, int, in
     return d, h, w
 
 
+def large(volume: torch.Size, stride: int) -> tuple[int, int, int]:
+    """What a large crop is resampled to: OUT for a volume, and in a slice two tokens of `stride` voxels a side or more.
+
+    Of a single token a decoder without skips makes the same picture everywhere, whatever the crop shows.
+    """
+    d, h, w = scaled(OUT, volume)
+    return d, max(h, 2 * stride), max(w, 2 * stride)
+
+
 def global_pair(
     seeds: Int[Tensor, "B"], volume: torch.Size, *, least: float, sizes: tuple[tuple[int, int, int], ...] = GLOBAL
 ) -> tuple[Box, Box]:
@@ -56,18 +65,18 @@ def local_crops(seeds: Int[Tensor, "B"], volume: torch.Size, pair: tuple[Box, Bo
 
 
 def large_and_small(
-    volume: Float[Tensor, "B 1 D H W"], seeds: Int[Tensor, "B"], *, least: float, count: int
+    volume: Float[Tensor, "B 1 D H W"], seeds: Int[Tensor, "B"], *, least: float, count: int, stride: int
 ) -> tuple[Shown, Shown, Float[Tensor, "n 1 i j k"]]:
     """PCRLv2's views: two large crops, each as it is shown and as it was, and `count` small ones as they are shown.
 
-    The large ones overlap by `least`; of the small ones the first of all volumes come first.
+    The large ones overlap by `least`; of the small ones the first of all volumes come first. Tokens are of `stride`.
     """
     size = volume.shape[2:]
     boxes = global_pair(seeds, size, least=least)
     shown = []
     for view, box in enumerate(boxes):
         own = branch(seeds, view)
-        target = sample(volume, own, box, out=scaled(OUT, size))
+        target = sample(volume, own, box, out=large(size, stride))
         shown.append((swapped_patches(restyled(target, own), own), target))
     small = []
     for own in (branch(seeds, 2 + i) for i in range(count)):

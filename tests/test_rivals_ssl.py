@@ -178,7 +178,7 @@ def test_pcrlv2_learns_to_restore():
     model = objectives.build("pcrlv2", encoder=rivals.Toy(), text=None, shape=shape, compared=0.0, local=0.0)
     train(model, range(80), count=4, lr=3e-3, shape=shape, fresh=True)
     seen = batch(32, seed=1, step=900, shape=shape)
-    (shown, target), *_ = pairs.large_and_small(seen.volume, seen.seeds, least=0.3, count=1)
+    (shown, target), *_ = pairs.large_and_small(seen.volume, seen.seeds, least=0.3, count=1, stride=8)
     with torch.no_grad():
         (*_, rebuilt), *_ = model.eval().scales(shown)
     error = (rebuilt.sigmoid() - target).square().mean()
@@ -364,7 +364,8 @@ def test_pcrlv2_compares_two_large_crops_and_six_small_ones():
     size = (128, 96, 128)
     model = build("pcrlv2", shape=size)
     whole = batch(2, shape=size)
-    (first, target), (second, _), local = pairs.large_and_small(whole.volume, whole.seeds, least=PAPER.iou, count=6)
+    views = pairs.large_and_small(whole.volume, whole.seeds, least=PAPER.iou, count=6, stride=32)
+    (first, target), (second, _), local = views
     assert first.shape == second.shape == target.shape == (2, 1, 32, 64, 64)
     assert local.shape == (6 * 2, 1, 16, 16, 16)
     assert (PAPER.locals, PAPER.iou) == (6, 0.3)
@@ -376,6 +377,18 @@ def test_pcrlv2_compares_two_large_crops_and_six_small_ones():
     assert abs(model.beta - 0.5) < 1e-9
     model.step += PAPER.steps
     assert model.beta == 0
+
+
+@pytest.mark.parametrize(
+    ("side", "stride", "size"), [(128, 32, (32, 64, 64)), (64, 8, (16, 32, 32)), (64, 32, (16, 64, 64))]
+)
+def test_large_crops_have_two_tokens_a_side_in_a_slice(side, stride, size):
+    """Of one token a decoder without skips makes one picture for everybody."""
+    shape = torch.Size((side, 3 * side // 4, side))
+    assert pairs.large(shape, stride) == size
+    seen = batch(1, shape=tuple(shape))
+    (first, target), (second, _), _ = pairs.large_and_small(seen.volume, seen.seeds, least=0.3, count=1, stride=stride)
+    assert first.shape == second.shape == target.shape == (1, 1, *size)
 
 
 def test_pcrlv2_takes_the_steps_of_its_run_and_reads_unet_at_stride_8():

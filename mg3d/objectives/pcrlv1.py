@@ -26,7 +26,7 @@ from mg3d.contrast import FeatureQueue, Teacher, against
 from mg3d.decoders import UNetDecoder
 from mg3d.encoders import Encoder
 from mg3d.objectives import Objective, TextEncoder
-from mg3d.pairs import OUT, blurred, global_pair, painted, sample, scaled
+from mg3d.pairs import blurred, global_pair, large, painted, sample
 from mg3d.types import Batch, Losses, Pyramid
 from mg3d.views import FLIPS, TURNS, branch, flip, noise, pick, turn
 
@@ -109,12 +109,11 @@ class PCRLv1(Objective):
     def views(self, batch: Batch) -> Views:
         """Crops, what is seen of them, how they are mixed and what the targets are turned by."""
         seeds, size = batch.seeds, batch.volume.shape[2:]
-        d, h, _ = scaled(OUT, size)
-        h = max(h, 2 * self.encoder.strides[-1])
+        out = large(size, self.encoder.strides[-1])
         clean, seen, flips, turns = [], [], [], []
         for view, box in enumerate(global_pair(seeds, size, least=self.config.iou, sizes=SIZES)):
             own = branch(seeds, view)
-            clean.append(sample(batch.volume, own, box, out=(d, h, h)))
+            clean.append(sample(batch.volume, own, box, out=out))
             paints, blurs, sigma = noise(own, 3, stream=CORRUPT).unbind(1)
             x = torch.where((paints < 0.9).view(-1, 1, 1, 1, 1), painted(clean[-1], own, inside=0.2), clean[-1])
             seen.append(blurred(x, torch.where(blurs < 0.4, 2 * sigma, 0.0)))

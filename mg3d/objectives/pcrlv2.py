@@ -9,10 +9,10 @@ is drawn for each patient and pair, sg stops the gradient. g_1 is the crop x_1 b
 made noisy, gamma, and, of the two large ones, patches exchanged. Sizes of crops are drawn; see `mg3d.pairs`.
 
 Departs from the original: inputs keep their window [0, 1] instead of mean 0 and variance 1, as all tasks give them;
-crops are in voxels of prepared volumes (at 128 voxels a side), and none is refused for dense tissue; k is drawn for
-each patient, not for the batch; decoder blocks have a group norm of one group, so that a volume does not see its
-neighbours. beta falls over `steps`, those of the run, not over 240 epochs. Our UNet is read before the mean that makes
-its tokens, at stride 8 as the original's; a large crop has 1 x 2 x 2 tokens of Swin at stride 32.
+crops are in voxels of prepared volumes (at 128 voxels a side), two tokens a side at least in a slice, and none is
+refused for dense tissue; k is drawn for each patient, not for the batch; decoder blocks have a group norm of one group,
+so that a volume does not see its neighbours. beta falls over `steps`, those of the run, not over 240 epochs. Our UNet
+is read before the mean that makes its tokens, at stride 8 as the original's; Swin's large crops have 1 x 2 x 2 tokens.
 """
 
 import math
@@ -49,9 +49,8 @@ class PCRLv2Config:
     steps: int = 100_000  # over which beta falls to 0; a run's are its own
 
     def __post_init__(self) -> None:
-        for name in ("locals", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: take 1 or more")
+        if min(self.locals, self.steps) < 1:
+            raise ValueError(f"locals={self.locals}, steps={self.steps}: take 1 or more of each")
 
 
 PAPER = PCRLv2Config()
@@ -75,10 +74,10 @@ class PCRLv2(Objective):
         super().__init__()
         self.config, self.encoder = config, encoder
         self.level = deepest(encoder)
-        blocks = encoder.strides[self.level].bit_length() - 1
-        if blocks < LEVELS:
+        self.stride = encoder.strides[self.level]
+        if self.stride < 2**LEVELS:
             raise ValueError(f"strides={encoder.strides}: PCRLv2 needs a deepest stride of {2**LEVELS} or more")
-        widths = [max(4, encoder.widths[-1] >> min(i, 4)) for i in range(blocks + 1)]
+        widths = [max(4, encoder.widths[-1] >> min(i, 4)) for i in range(self.stride.bit_length())]
         self.ups = nn.ModuleList(_block(a, b) for a, b in pairwise(widths))
         last = widths[-LEVELS:]
         self.maps = nn.ModuleList(nn.Conv3d(w, 1, 1) for w in last)
@@ -89,14 +88,15 @@ class PCRLv2(Objective):
 
     def forward(self, batch: Batch) -> Losses:
         """The four terms, weighted. ValueError in training for a single volume: nothing to normalise over."""
-        c, n = self.config, len(batch.volume)
+        c, seeds, n = self.config, batch.seeds, len(batch.volume)
         if self.training and n < 2:
             raise ValueError("PCRLv2 normalises over the batch: give each process and part 2 volumes or more")
-        (first, target), (second, _), local = large_and_small(batch.volume, batch.seeds, least=c.iou, count=c.locals)
+        views = large_and_small(batch.volume, seeds, least=c.iou, count=c.locals, stride=self.stride)
+        (first, target), (second, _), local = views
         maps, *one = self.scales(first)
         _, *two = self.scales(second, maps=False)
         _, *small = self.scales(local, maps=False)
-        k = pick(branch(batch.seeds, 99), LEVELS, stream=LEVEL)
+        k = pick(branch(seeds, 99), LEVELS, stream=LEVEL)
         middle = torch.stack([(m.sigmoid() - target).square().mean((1, 2, 3, 4)) for m in maps[:LEVELS]], 1)
         terms = {
             "restored": (maps[-1].sigmoid() - target).square().mean(),
@@ -107,7 +107,7 @@ class PCRLv2(Objective):
         for i in range(c.locals):
             part = [[x[i * n : (i + 1) * n] for x in kind] for kind in small]
             for j, large in enumerate((one, two)):
-                pairs.append(compared(part, large, pick(branch(batch.seeds, 100 + 2 * i + j), LEVELS, stream=LEVEL)))
+                pairs.append(compared(part, large, pick(branch(seeds, 100 + 2 * i + j), LEVELS, stream=LEVEL)))
         terms["local"] = torch.stack(pairs).mean()
         return {name: getattr(c, name) * term for name, term in terms.items()}
 
@@ -122,7 +122,7 @@ class PCRLv2(Objective):
 
     def scales(self, x: Float[Tensor, "n 1 d h w"], *, maps: bool = True) -> tuple[list[Tensor], Scales, Scales]:
         """Logits at full size (side maps, then the restored crop), z and p of the last three blocks."""
-        size, y = x.shape[2:], self.encoder(x).levels[self.level]
+        (d, h, w), y = x.shape[2:], self.encoder(x).levels[self.level]
         found: tuple[list[Tensor], Scales, Scales] = ([], [], [])
         for i, up in enumerate(self.ups, LEVELS - len(self.ups)):
             y = up(y)
@@ -132,9 +132,9 @@ class PCRLv2(Objective):
                 found[2].append(self.predict[i](z))
                 if maps:
                     whole = F.interpolate(self.maps[i](y), scale_factor=2 ** (LEVELS - 1 - i), mode="nearest")
-                    found[0].append(whole[:, :, : size[0], : size[1], : size[2]])
+                    found[0].append(whole[:, :, :d, :h, :w])
         if maps:
-            found[0].append(self.restore(y)[:, :, : size[0], : size[1], : size[2]])
+            found[0].append(self.restore(y)[:, :, :d, :h, :w])
         return found
 
 
