@@ -7,25 +7,44 @@ Each line names a loss, what a model pays that knows nothing (the logarithm of t
 what is rebuilt), and which share of that has to be gone after so many steps. It is asked of 16 other patients; of
 CT-CLIP and M3D-CLIP, whose contrast 48 patients do not carry over to others, of the patients learnt from (mean over the
 last pass of them). Ends with 1 where a line is not met.
+
+`all alike` is what the best answer pays that is one for all patients: the mean of what is rebuilt of those learnt from,
+voxel by voxel, turned as it is asked for; how often each word stands in reports. A loss below it has to do with the
+patient.
 """
 
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from mg3d import Recipe, cohort, load, pretrain
 from mg3d.data.loader import Loader
+from mg3d.decoders import patches
+from mg3d.objectives import Objective
+from mg3d.objectives.arl import ARL
+from mg3d.objectives.m3ae import M3AE
+from mg3d.objectives.mae3d import MAE3D, PATCH
+from mg3d.objectives.mrm import MRM
 from mg3d.objectives.pcrlv1 import PCRLv1, mixed
-from mg3d.objectives.pcrlv2 import PCRLv2Config
+from mg3d.objectives.pcrlv2 import PCRLv2
+from mg3d.objectives.swinmm import SwinMM, normalised
 from mg3d.pairs import large_and_small
 from mg3d.runs import Run
+from mg3d.train import words as reader
+from mg3d.types import Batch
+from mg3d.views import block_mask, turn
+from mg3d.vlp import standardised
 
-HEAD = ("method", "encoder", "steps", "question", "by chance", "learnt from", "others", "gone", "wanted", "met")
+CHANCES = ("by chance", "all alike")
+HEAD = ("method", "encoder", "steps", "rate", "question", *CHANCES, "learnt from", "others", "gone", "wanted", "met")
 WORDS = 30_522  # of the text encoder's vocabulary
+DRAWS = 4  # of crops, for the mean of what is rebuilt
 
 
 @dataclass(frozen=True)
@@ -40,25 +59,26 @@ class Question:
     chance: float | None
     wanted: float
     own: bool = False  # asked of the patients that it learns from
+    lr: float = 0.0  # 0: the scale's
 
 
 QUESTIONS = (
-    Question("mae3d", "vit_b", 40, "hidden cubes", "mae", 1.0, 0.02),
+    Question("mae3d", "vit_b", 40, "hidden cubes", "mae", None, 0.02),
     Question("jigsaw", "unet", 100, "order of the cubes", "order", math.log(100), 0.02),
     Question("jigsaw", "swin_b", 40, "order of the cubes", "order", math.log(100), 0.02),
     Question("rubikpp", "unet", 40, "which cubes are masked", "mask", math.log(2), 0.1),
     Question("rubikpp", "swin_b", 40, "which cubes are masked", "mask", math.log(2), 0.1),
     Question("pcrlv1", "unet", 100, "crops restored", "restored", None, 0.1),
     Question("pcrlv1", "swin_b", 100, "crops restored", "restored", None, 0.1),
-    Question("pcrlv2", "unet", 100, "crops restored", "restored", None, 0.1),
-    Question("pcrlv2", "swin_b", 300, "crops restored", "restored", None, 0.1),
+    Question("pcrlv2", "unet", 100, "crops restored", "restored", None, 0.1, lr=3e-3),
+    Question("pcrlv2", "swin_b", 300, "crops restored", "restored", None, 0.1, lr=3e-3),
     Question("swinunetr", "swin_b", 40, "rotation", "rotation", math.log(4), 0.5),
-    Question("swinmm", "swin_b", 40, "hidden blocks", "rebuilt", 1.0, 0.1),
-    Question("m3ae", "swin_b", 40, "hidden cubes", "mim", 1.0, 0.2),
+    Question("swinmm", "swin_b", 40, "hidden blocks", "rebuilt", None, 0.1),
+    Question("m3ae", "swin_b", 40, "hidden cubes", "mim", None, 0.2),
     Question("m3ae", "swin_b", 40, "hidden words", "mlm", math.log(WORDS), 0.3),
-    Question("arl", "swin_b", 40, "hidden cubes", "mim", 1.0, 0.2),
+    Question("arl", "swin_b", 40, "hidden cubes", "mim", None, 0.2),
     Question("arl", "swin_b", 40, "hidden words", "mlm", math.log(WORDS), 0.3),
-    Question("mrm", "swin_b", 40, "hidden cubes", "image", 1.0, 0.2),
+    Question("mrm", "swin_b", 40, "hidden cubes", "image", None, 0.2),
     Question("mrm", "swin_b", 40, "words of the report", "report", math.log(WORDS), 0.3),
     Question("ptunifier", "vit_b", 100, "hidden words", "mlm", math.log(WORDS), 0.2),
     Question("ctclip", "vit_b", 300, "whose report is it, of 8", "clip", math.log(8), 0.2, own=True),
@@ -66,33 +86,77 @@ QUESTIONS = (
 )
 
 
-def variance(run: Run) -> float:
-    """What the best grey value pays, one for all crops: of all that a PCRL restores for the validation patients."""
+def targets(model: Objective, batch: Batch) -> Tensor:
+    """All that a method is to rebuild of a batch, none of it turned, [n, ...]."""
+    if isinstance(model, PCRLv1):
+        x = model.views(batch)
+        return torch.cat([*x.clean, mixed(*x.clean, x.alpha)])
+    if isinstance(model, PCRLv2):
+        (_, crops), *_ = large_and_small(
+            batch.volume, batch.seeds, least=model.config.iou, count=1, stride=model.stride
+        )
+        return crops
+    if isinstance(model, MAE3D):
+        cubes = patches(model.view(batch)[0], PATCH)
+        return F.layer_norm(cubes, cubes.shape[-1:], eps=1e-6)
+    if isinstance(model, SwinMM):
+        clean, _, turns, _ = model.views(batch)
+        return normalised(turn(clean, -turns % 4))
+    if not isinstance(model, M3AE | ARL | MRM):
+        raise TypeError(f"{type(model).__name__} rebuilds no voxels")
+    c, (d, h, w) = model.config, batch.volume.shape[2:]
+    cube = c.mask_cube * (model.shrink if isinstance(model, MRM) else 1)
+    return standardised(batch.volume, block_mask(batch.seeds, (d, h, w), cube=cube, ratio=c.mask_ratio).shape[1:])
+
+
+def batches(run: Run, split: str, seed: int = 0) -> Iterator[Batch]:
+    """The patients of a split, with their reports where the method reads them."""
+    entries = [e for e in cohort(run.recipe).prepared.entries if e.case.split == split]
+    return Loader(entries, batch=run.recipe.filled.batch, seed=seed).all()
+
+
+def of_voxels(run: Run) -> tuple[float, float]:
+    """What the best grey value pays, one for all voxels, and what the mean over the patients learnt from pays."""
     model = load(run)
-    entries = [e for e in cohort(run.recipe).prepared.entries if e.case.split == "valid"]
-    found = []
-    for batch in Loader(entries, batch=run.recipe.filled.batch, seed=0).all():
-        if isinstance(model, PCRLv1):
-            x = model.views(batch)
-            crops = torch.cat([*x.clean, mixed(*x.clean, x.alpha)])
-        else:
-            (_, crops), *_ = large_and_small(batch.volume, batch.seeds, least=PCRLv2Config.iou, count=1)
-        found.append(crops)
-    return torch.cat(found).var(correction=0).item()
+    total, count = torch.zeros(()), 0
+    for seed in range(DRAWS):
+        for batch in batches(run, "train", seed):
+            found = targets(model, batch)
+            total, count = total + found.sum(0), count + len(found)
+    others = torch.cat([targets(model, batch) for batch in batches(run, "valid")])
+    return others.var(correction=0).item(), (others - total / count).square().mean().item()
 
 
-def line(question: Question, steps: int) -> tuple[list[str], bool]:
+def of_words(run: Run) -> float:
+    """Entropy of the words of the others' reports; of MRM, asked for every place, with [CLS], [SEP] and padding."""
+    read, model = reader(run.recipe)[1], load(run)
+    reports = [e.case.report for e in cohort(run.recipe).prepared.entries if e.case.split == "valid"]
+    report = read(reports)
+    ids = report.words[report.word >= 0]
+    if isinstance(model, MRM):
+        room = model.config.words
+        ids = F.pad(report.words, (0, max(0, room - report.words.shape[1])), value=report.pad)[:, :room].flatten()
+    share = ids.unique(return_counts=True)[1] / len(ids)
+    return -(share * share.log()).sum().item()
+
+
+def line(q: Question, steps: int) -> tuple[list[str], bool]:
     """The cells of a question's line, and whether it was met."""
-    recipe = Recipe(scale="demo", method=question.method, encoder=question.encoder, steps=steps or question.steps)
+    recipe = Recipe(scale="demo", method=q.method, encoder=q.encoder, steps=steps or q.steps, lr=q.lr)
     run = pretrain(recipe)
-    chance = variance(run) if question.chance is None else question.chance
+    chance, alike = q.chance, math.nan
+    if chance is None:
+        chance, alike = of_voxels(run)
+    elif "words" in q.asks:
+        alike = of_words(run)
     a_pass = math.ceil(recipe.size.volumes / recipe.filled.batch)
-    own, others = run.metrics[question.term].iloc[-a_pass:].mean(), run.last[f"valid_{question.term}"]
-    gone = 1 - (own if question.own else others) / chance
-    met = gone >= question.wanted
-    numbers = [f"{x:.3f}" for x in (chance, own, others)] + [f"{100 * x:.0f} %" for x in (gone, question.wanted)]
-    whom = [f"`{question.method}`", question.encoder, str(recipe.filled.steps), question.asks]
-    return [*whom, *numbers, "yes" if met else "no"], met
+    own, others = run.metrics[q.term].iloc[-a_pass:].mean(), run.last[f"valid_{q.term}"]
+    gone = 1 - (own if q.own else others) / chance
+    met = gone >= q.wanted
+    losses = ["" if math.isnan(x) else f"{x:.3f}" for x in (chance, alike, own, others)]
+    shares = [f"{100 * x:.0f} %" for x in (gone, q.wanted)]
+    whom = [f"`{q.method}`", q.encoder, str(recipe.filled.steps), f"{recipe.filled.lr:g}", q.asks]
+    return [*whom, *losses, *shares, "yes" if met else "no"], met
 
 
 def main(words: Sequence[str]) -> int:

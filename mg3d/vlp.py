@@ -9,7 +9,7 @@ M3AE, ARL and PTUnifier are built on it, as one `Joint` model. Norms stand in fr
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -255,15 +255,22 @@ def cube_error(
     1e-6 more). `hidden` are the cells of a mask as `views.block_mask` draws it. A mean over a volume's hidden voxels,
     then over volumes. Sums are matrix products along the axes, so that equal inputs give equal bits on a GPU too.
     """
-    owners = [
-        torch.arange(n, device=volume.device) * cells // n
-        for n, cells in zip(volume.shape[2:], hidden.shape[1:], strict=True)
-    ]
+    error = (rebuilt - standardised(volume, hidden.shape[1:])).square()
+    where = _spread(hidden[:, None], _owners(volume.shape[2:], hidden.shape[1:], volume.device))
+    return ((error * where).flatten(1).sum(1) / where.flatten(1).sum(1).clamp_min(1)).mean()
+
+
+def standardised(volume: Float[Tensor, "B 1 D H W"], cells: Sequence[int]) -> Float[Tensor, "B 1 D H W"]:
+    """Each of `cells` cubes along D, H, W of a volume at mean 0 and variance 1: what `cube_error` asks for."""
+    owners = _owners(volume.shape[2:], cells, volume.device)
     centred = volume - _spread(_means(volume, owners), owners)
     variance = _spread(_means(centred.square(), owners), owners)
-    error = (rebuilt - centred / (variance + 1e-6).sqrt()).square()
-    where = _spread(hidden[:, None], owners)
-    return ((error * where).flatten(1).sum(1) / where.flatten(1).sum(1).clamp_min(1)).mean()
+    return centred / (variance + 1e-6).sqrt()
+
+
+def _owners(size: Sequence[int], cells: Sequence[int], device: torch.device) -> list[Tensor]:
+    """Which cell along each axis a voxel lies in."""
+    return [torch.arange(n, device=device) * count // n for n, count in zip(size, cells, strict=True)]
 
 
 def _means(x: Tensor, owners: list[Tensor]) -> Float[Tensor, "B 1 d h w"]:

@@ -2,9 +2,11 @@
 
 import io
 import json
+import math
 import re
 import subprocess
 import sys
+from collections import Counter
 from contextlib import redirect_stdout
 from dataclasses import replace
 from functools import cache
@@ -15,9 +17,11 @@ import numpy as np
 import pytest
 import torch
 
+from mg3d import Recipe, cohort, pretrain
 from mg3d.objectives import METHODS
 from mg3d.recipe import SCALES
 from mg3d.tables import TABLES
+from mg3d.train import words
 
 BENCH = Path(__file__).parents[1] / "bench"
 STEP = ["--shape", "32", "32", "64", "--layers", "1", "--width", "32", "--repeats", "1", "--threads", "1"]
@@ -228,11 +232,33 @@ def test_rivals_are_asked_and_told_when_they_have_not_learnt(bench, capsys, monk
     monkeypatch.setattr(rivals, "QUESTIONS", few)
     assert rivals.main(["swinunetr", "pcrlv1", "--steps", "2"]) == 2
     rows = [[c.strip() for c in line.strip("| \n").split("|")] for line in capsys.readouterr().out.splitlines()]
-    assert [row[:3] for row in rows[2:]] == [["`pcrlv1`", "unet", "2"], ["`swinunetr`", "swin_b", "2"]]
+    assert [row[:4] for row in rows[2:]] == [
+        ["`pcrlv1`", "unet", "2", "0.0005"],
+        ["`swinunetr`", "swin_b", "2", "0.0005"],
+    ]
     for row in rows[2:]:
-        chance, _, others = map(float, row[4:7])
-        assert others == pytest.approx(chance * (1 - float(row[7].rstrip(" %")) / 100), rel=0.02)
-        assert row[9] == "no"
-    assert rows[3][4] == "1.386"
+        chance, others = float(row[5]), float(row[8])
+        assert others == pytest.approx(chance * (1 - float(row[9].rstrip(" %")) / 100), rel=0.02)
+        assert row[11] == "no"
+    assert rows[3][5:7] == ["1.386", ""]  # of turns nothing is alike for all
+    assert 0 < float(rows[2][6]) < float(rows[2][5])
     with pytest.raises(SystemExit):
         rivals.main(["swinunet"])
+
+
+@pytest.mark.usefixtures("minilm")
+def test_what_is_alike_for_all_is_the_mean_of_others_and_how_often_a_word_stands(bench, monkeypatch, tmp_path):
+    rivals = bench("rivals_learn")
+    monkeypatch.setenv("MG3D_HOME", str(tmp_path))
+    monkeypatch.setitem(SCALES, "demo", replace(SCALES["demo"], volumes=8, valid=4, test=0, batch=4, shrink=16))
+    run = pretrain(Recipe(scale="demo", method="ctclip", encoder="vit_b", steps=1))
+    monkeypatch.setattr(rivals, "targets", lambda _, batch: batch.volume)
+    learnt, others = (torch.cat([b.volume for b in rivals.batches(run, split)]) for split in ("train", "valid"))
+    assert (len(learnt), len(others)) == (8, 4)
+    grey, alike = rivals.of_voxels(run)
+    assert grey == pytest.approx((others - others.mean()).square().mean().item(), rel=1e-4)
+    assert alike == pytest.approx((others - learnt.mean(0)).square().mean().item(), rel=1e-4)
+    said = " ".join(e.case.report for e in cohort(run.recipe).prepared.entries if e.case.split == "valid")
+    few = Counter(words(run.recipe)[0].tokenizer(said, add_special_tokens=False)["input_ids"])
+    entropy = sum(-n / few.total() * math.log(n / few.total()) for n in few.values())
+    assert rivals.of_words(run) == pytest.approx(entropy, rel=0.01)
