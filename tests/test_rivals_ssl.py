@@ -359,7 +359,7 @@ def test_rubik_turns_and_masks_cubes():
 
 
 def test_pcrlv2_compares_two_large_crops_and_six_small_ones():
-    from mg3d.objectives.pcrlv2 import PAPER
+    from mg3d.objectives.pcrlv2 import PAPER, VARIANTS
 
     size = (128, 96, 128)
     model = build("pcrlv2", shape=size)
@@ -369,6 +369,8 @@ def test_pcrlv2_compares_two_large_crops_and_six_small_ones():
     assert first.shape == second.shape == target.shape == (2, 1, 32, 64, 64)
     assert local.shape == (6 * 2, 1, 16, 16, 16)
     assert (PAPER.locals, PAPER.iou) == (6, 0.3)
+    assert (PAPER.restored, PAPER.middle, PAPER.compared, PAPER.local) == (1, 1, 1, 1)
+    assert (VARIANTS["balanced"].compared, VARIANTS["balanced"].local) == (0.1, 0.1)
     assert not torch.equal(first, target)
     assert target.min() >= 0
     assert target.max() <= 1

@@ -9,14 +9,14 @@ is drawn for each patient and pair, sg stops the gradient. g_1 is the crop x_1 b
 made noisy, gamma, and, of the two large ones, patches exchanged. Sizes of crops are drawn; see `mg3d.pairs`.
 
 Departs from the original: inputs keep their window [0, 1] instead of mean 0 and variance 1, as all tasks give them;
-crops are in voxels of prepared volumes (at 128 voxels a side), two tokens a side at least in a slice, and none is
-refused for dense tissue; k is drawn for each patient, not for the batch; decoder blocks have a group norm of one group,
-so that a volume does not see its neighbours. beta falls over `steps`, those of the run, not over 240 epochs. Our UNet
-is read before the mean that makes its tokens, at stride 8 as the original's; Swin's large crops have 1 x 2 x 2 tokens.
+crops are in voxels of prepared volumes (at 128 voxels a side), in a slice two tokens a side at least, none refused for
+dense tissue; k is drawn for each patient; decoder blocks have a group norm of one group, no batch norm; beta falls over
+`steps`, those of the run. Our UNet is read at stride 8, before the mean that makes its tokens. AdamW scales a step by
+the whole gradient, SGD does not: for small batches, where C_k rules it, `balanced` weighs both comparisons a tenth.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import final
 
@@ -54,7 +54,7 @@ class PCRLv2Config:
 
 
 PAPER = PCRLv2Config()
-VARIANTS = {"paper": PAPER}
+VARIANTS = {"paper": PAPER, "balanced": replace(PAPER, compared=0.1, local=0.1)}
 
 
 @final
