@@ -16,7 +16,7 @@ patient.
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +31,7 @@ from mg3d.objectives import Objective
 from mg3d.objectives.arl import ARL
 from mg3d.objectives.m3ae import M3AE
 from mg3d.objectives.mae3d import MAE3D, PATCH
-from mg3d.objectives.mrm import MRM
+from mg3d.objectives.mrm import MRM, placed
 from mg3d.objectives.pcrlv1 import PCRLv1, mixed
 from mg3d.objectives.pcrlv2 import PCRLv2
 from mg3d.objectives.swinmm import SwinMM, normalised
@@ -46,6 +46,7 @@ CHANCES = ("by chance", "all alike")
 HEAD = ("method", "encoder", "steps", "rate", "question", *CHANCES, "learnt from", "others", "gone", "wanted", "met")
 WORDS = 30_522  # of the text encoder's vocabulary
 DRAWS = 8  # of crops, masks and words
+OF_WORDS = ("mlm", "report")  # losses: of hidden words, of every place of a report
 
 
 @dataclass(frozen=True)
@@ -111,39 +112,44 @@ def targets(model: Objective, batch: Batch) -> Tensor:
     return standardised(batch.volume, block_mask(batch.seeds, (d, h, w), cube=cube, ratio=c.mask_ratio).shape[1:])
 
 
-def patients(run: Run, split: str, seed: int = 0) -> Loader:
-    """Those of a split, with their reports; crops, masks and words are drawn by `seed`."""
-    entries = [e for e in cohort(run.recipe).prepared.entries if e.case.split == split]
-    return Loader(entries, tokenise=words(run.recipe)[1], batch=run.recipe.filled.batch, seed=seed)
+class Trained:
+    """A finished run, with what its question is asked of: read once."""
 
+    def __init__(self, run: Run) -> None:
+        text, self.tokenise = words(run.recipe)
+        self.recipe, self.model = run.recipe, load(run, text=text)
+        self.entries = cohort(run.recipe).prepared.entries
 
-def of_others(run: Run, model: Objective, term: str) -> float:
-    """A loss of the patients not learnt from, mean over the draws: 16 sentences have but 30 hidden words."""
-    found = [validate(model, patients(run, "valid", seed), recipe=run.recipe) for seed in range(DRAWS)]
-    return sum(losses[f"valid_{term}"] for losses in found) / DRAWS
+    def patients(self, split: str, seed: int = 0) -> Loader:
+        """Those of a split, with their reports; crops, masks and words are drawn by `seed`."""
+        entries = [e for e in self.entries if e.case.split == split]
+        return Loader(entries, tokenise=self.tokenise, batch=self.recipe.filled.batch, seed=seed)
 
+    def others(self, term: str) -> float:
+        """A loss of the patients not learnt from, mean over the draws: 16 sentences have but 30 hidden words."""
+        found = [validate(self.model, self.patients("valid", seed), recipe=self.recipe) for seed in range(DRAWS)]
+        return sum(losses[f"valid_{term}"] for losses in found) / DRAWS
 
-def of_voxels(run: Run, model: Objective) -> tuple[float, float]:
-    """What the best grey value pays, one for all voxels, and what the mean over the patients learnt from pays."""
-    total, count = torch.zeros(()), 0
-    for seed in range(DRAWS):
-        for batch in patients(run, "train", seed).all():
-            found = targets(model, batch)
+    def targets(self, split: str) -> Iterator[Tensor]:
+        """What is to be rebuilt of a split, batch by batch, in each draw."""
+        return (targets(self.model, b) for seed in range(DRAWS) for b in self.patients(split, seed).all())
+
+    def of_voxels(self) -> tuple[float, float]:
+        """What the best grey value pays, one for all voxels, and what the mean over the patients learnt from pays."""
+        total, count = torch.zeros(()), 0
+        for found in self.targets("train"):
             total, count = total + found.sum(0), count + len(found)
-    others = torch.cat([targets(model, b) for seed in range(DRAWS) for b in patients(run, "valid", seed).all()])
-    return others.var(correction=0).item(), (others - total / count).square().mean().item()
+        others = torch.cat(list(self.targets("valid")))
+        return others.var(correction=0).item(), (others - total / count).square().mean().item()
 
-
-def of_words(run: Run, model: Objective) -> float:
-    """Entropy of the words of the others' reports; of MRM, asked for every place, with [CLS], [SEP] and padding."""
-    entries = cohort(run.recipe).prepared.entries
-    report = words(run.recipe)[1]([e.case.report for e in entries if e.case.split == "valid"])
-    ids = report.words[report.word >= 0]
-    if isinstance(model, MRM):
-        room = model.config.words
-        ids = F.pad(report.words, (0, max(0, room - report.words.shape[1])), value=report.pad)[:, :room].flatten()
-    share = ids.unique(return_counts=True)[1] / len(ids)
-    return -(share * share.log()).sum().item()
+    def of_words(self) -> float:
+        """Entropy of the words of the others' reports; of MRM, asked for every place, with [CLS], [SEP] and padding."""
+        report = self.tokenise([e.case.report for e in self.entries if e.case.split == "valid"])
+        ids = report.words[report.word >= 0]
+        if isinstance(self.model, MRM):
+            ids = placed(report.words, self.model.config.words, report.pad)
+        share = ids.unique(return_counts=True)[1] / ids.numel()
+        return -(share * share.log()).sum().item()
 
 
 def line(q: Question, steps: int) -> tuple[list[str], bool]:
@@ -151,13 +157,13 @@ def line(q: Question, steps: int) -> tuple[list[str], bool]:
     steps = steps or q.steps
     recipe = Recipe(scale="demo", method=q.method, variant=q.variant, encoder=q.encoder, steps=steps, lr=q.lr)
     run = pretrain(recipe)
-    model, chance, alike = load(run), q.chance, math.nan
+    trained, chance, alike = Trained(run), q.chance, math.nan
     if chance is None:
-        chance, alike = of_voxels(run, model)
-    elif "words" in q.asks:
-        alike = of_words(run, model)
+        chance, alike = trained.of_voxels()
+    elif q.term in OF_WORDS:
+        alike = trained.of_words()
     a_pass = math.ceil(recipe.size.volumes / recipe.filled.batch)
-    own, others = run.metrics[q.term].iloc[-a_pass:].mean(), of_others(run, model, q.term)
+    own, others = run.metrics[q.term].iloc[-a_pass:].mean(), trained.others(q.term)
     gone = 1 - (own if q.own else others) / chance
     met = gone >= q.wanted
     losses = ["" if math.isnan(x) else f"{x:.3f}" for x in (chance, alike, own, others)]

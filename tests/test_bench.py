@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from mg3d import Recipe, cohort, load, pretrain
+from mg3d import Recipe, cohort, pretrain
 from mg3d.objectives import METHODS
 from mg3d.recipe import SCALES
 from mg3d.tables import TABLES
@@ -253,15 +253,14 @@ def test_what_is_alike_for_all_is_the_mean_of_others_and_how_often_a_word_stands
     monkeypatch.setitem(SCALES, "demo", replace(SCALES["demo"], volumes=8, valid=4, test=0, batch=4, shrink=16))
     run = pretrain(Recipe(scale="demo", method="ctclip", encoder="vit_b", steps=1))
     monkeypatch.setattr(rivals, "targets", lambda _, batch: batch.volume)
-    learnt, others = (torch.cat([b.volume for b in rivals.patients(run, split).all()]) for split in ("train", "valid"))
+    trained = rivals.Trained(run)
+    learnt, others = (torch.cat([b.volume for b in trained.patients(split).all()]) for split in ("train", "valid"))
     assert (len(learnt), len(others)) == (8, 4)
-    assert rivals.of_others(run, load(run), "clip") == pytest.approx(
-        run.last["valid_clip"], rel=1e-4
-    )  # it draws nothing
-    grey, alike = rivals.of_voxels(run, load(run))
+    assert trained.others("clip") == pytest.approx(run.last["valid_clip"], rel=1e-4)  # it draws nothing
+    grey, alike = trained.of_voxels()
     assert grey == pytest.approx((others - others.mean()).square().mean().item(), rel=1e-4)
     assert alike == pytest.approx((others - learnt.mean(0)).square().mean().item(), rel=1e-4)
     said = " ".join(e.case.report for e in cohort(run.recipe).prepared.entries if e.case.split == "valid")
     few = Counter(words(run.recipe)[0].tokenizer(said, add_special_tokens=False)["input_ids"])
     entropy = sum(-n / few.total() * math.log(n / few.total()) for n in few.values())
-    assert rivals.of_words(run, load(run)) == pytest.approx(entropy, rel=0.01)
+    assert trained.of_words() == pytest.approx(entropy, rel=0.01)

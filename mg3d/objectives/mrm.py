@@ -119,8 +119,7 @@ class MRM(Objective):
     def _masked(self, report: Report, seeds: Int[Tensor, "B"]) -> tuple[Int[Tensor, "B L"], Int[Tensor, "B L"]]:
         """Ids at `words` places, padded or cut, and the same with words hidden, each with all its pieces."""
         room = self.config.words
-        words = F.pad(report.words, (0, max(0, room - report.words.shape[1])), value=report.pad)[:, :room]
-        number = F.pad(report.word, (0, max(0, room - report.word.shape[1])), value=-1)[:, :room]
+        words, number = placed(report.words, room, report.pad), placed(report.word, room, -1)
         draws = noise(seeds, room, stream=WORDS).gather(1, number.clamp_min(0).long())
         return words, words.masked_fill((draws < self.config.word_ratio) & (number >= 0), self.text.mask_id)
 
@@ -128,6 +127,11 @@ class MRM(Objective):
         """Features of masked words, each of which has seen the volume."""
         x = self.embedding(words) + self.positions + self.from_volume(seen)[:, None]
         return self.reader(x, src_key_padding_mask=words == pad)
+
+
+def placed(x: Int[Tensor, "B L"], room: int, fill: int) -> Int[Tensor, "B room"]:
+    """`room` places of each report: cut, or padded with `fill`."""
+    return F.pad(x, (0, max(0, room - x.shape[1])), value=fill)[:, :room]
 
 
 @in_float32
