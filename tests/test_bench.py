@@ -256,7 +256,7 @@ def test_what_is_alike_for_all_is_the_mean_of_others_and_how_often_a_word_stands
     trained = rivals.Trained(run)
     learnt, others = (torch.cat([b.volume for b in trained.patients(split).all()]) for split in ("train", "valid"))
     assert (len(learnt), len(others)) == (8, 4)
-    assert trained.others("clip") == pytest.approx(run.last["valid_clip"], rel=1e-4)  # it draws nothing
+    assert trained.others["valid_clip"] == pytest.approx(run.last["valid_clip"], rel=1e-4)  # it draws nothing
     grey, alike = trained.of_voxels()
     assert grey == pytest.approx((others - others.mean()).square().mean().item(), rel=1e-4)
     assert alike == pytest.approx((others - learnt.mean(0)).square().mean().item(), rel=1e-4)
