@@ -230,6 +230,7 @@ def test_rivals_are_asked_and_told_when_they_have_not_learnt(bench, capsys, monk
     monkeypatch.setitem(SCALES, "demo", replace(SCALES["demo"], volumes=8, valid=4, test=0, batch=4, shrink=16))
     few = [q for q in rivals.QUESTIONS if (q.method, q.encoder) != ("pcrlv1", "swin_b")]
     monkeypatch.setattr(rivals, "QUESTIONS", few)
+    monkeypatch.setattr(rivals, "DRAWS", 2)
     assert rivals.main(["swinunetr", "pcrlv1", "--steps", "2"]) == 2
     rows = [[c.strip() for c in line.strip("| \n").split("|")] for line in capsys.readouterr().out.splitlines()]
     assert [row[:4] for row in rows[2:]] == [
@@ -253,6 +254,7 @@ def test_what_is_alike_for_all_is_the_mean_of_others_and_how_often_a_word_stands
     monkeypatch.setitem(SCALES, "demo", replace(SCALES["demo"], volumes=8, valid=4, test=0, batch=4, shrink=16))
     run = pretrain(Recipe(scale="demo", method="ctclip", encoder="vit_b", steps=1))
     monkeypatch.setattr(rivals, "targets", lambda _, batch: batch.volume)
+    monkeypatch.setattr(rivals, "DRAWS", 2)
     trained = rivals.Trained(run)
     learnt, others = (torch.cat([b.volume for b in trained.patients(split).all()]) for split in ("train", "valid"))
     assert (len(learnt), len(others)) == (8, 4)
